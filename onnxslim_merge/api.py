@@ -1,0 +1,108 @@
+"""The functions that people call from Python: same options as the command line, by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxslim_merge.channels.analysis import Analysis, analyse_channels
+from onnxslim_merge.errors import UsageError
+from onnxslim_merge.model_io import build, load
+from onnxslim_merge.pipeline import Progress, SlimResult, run_slim
+from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.prepare import prepare
+from onnxslim_merge.probe import probe_shapes
+from onnxslim_merge.provenance import metadata
+from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.settings import RECORDED, RatioRule, Settings, option_name, parse_input_shapes
+
+Model = str | Path | onnx.ModelProto
+
+
+def slim(
+    model: Model,
+    output: str | Path | None = None,
+    *,
+    plan: SlimPlan | str | Path | None = None,
+    save_plan: str | Path | None = None,
+    report: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = lambda stage: None,
+    **options: Any,
+) -> SlimResult:
+    """Slim `model` (path or ModelProto) and verify the result; write it to `output` if given.
+
+    plan: a plan to replay; only options that do not decide a plan may stand beside it.
+    save_plan, report: where to write the plan (with its .npz) and the report as JSON. All files appear, or none.
+    dry_run: plan and report only; no model. progress: called with the name of each stage.
+    options: the fields of `Settings`; `ratio_for` also takes texts "REGEX=R", `input_shapes` texts "NAME:1,3,224,224",
+        paths may be texts. Warns (UserWarning) of options that have no effect.
+    Without `output`, `result.model` holds the slimmed ModelProto; with it, the file appears only when verified.
+    Raises SlimError: see `onnxslim_merge.errors` for its kinds.
+    """
+    if plan is not None:
+        _refuse_beside_plan(options)
+    settings = make_settings(**options)
+    writes = output is not None and not dry_run
+    for text in settings.without_effect(options, measures=not dry_run, writes=writes):
+        warnings.warn(text, stacklevel=2)
+    target, save_plan, report = (None if path is None else Path(path) for path in (output, save_plan, report))
+    return run_slim(
+        model,
+        target,
+        settings,
+        plan=Path(plan) if isinstance(plan, str) else plan,
+        save_plan=save_plan,
+        report=report,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+def _refuse_beside_plan(options: Mapping[str, Any]) -> None:
+    """A plan holds the options that decided it; only `input_shapes` may differ, since a re-export may rename inputs."""
+    clash = [option_name(name) for name in RECORDED if name in options and name != "input_shapes"]
+    if clash:
+        raise UsageError(f"{', '.join(clash)} beside --plan: the plan holds its own, so leave one of the two out")
+
+
+def make_settings(**options: Any) -> Settings:
+    """`Settings` from loosely typed options. Raises UsageError for an unknown name or a bad value."""
+    known = set(Settings.__dataclass_fields__)
+    if unknown := sorted(set(options) - known):
+        raise UsageError(f"unknown option {unknown[0]!r}: the options are {', '.join(sorted(known))}")
+    rules = options.get("ratio_for") or ()
+    rules = [rules] if isinstance(rules, str | RatioRule) else rules
+    options["ratio_for"] = tuple(r if isinstance(r, RatioRule) else RatioRule.parse(r) for r in rules)
+    for name in ("exclude", "providers"):
+        value = options.get(name) or ()
+        options[name] = (value,) if isinstance(value, str) else tuple(value)
+    shapes = options.get("input_shapes") or {}
+    if not isinstance(shapes, Mapping):
+        options["input_shapes"] = parse_input_shapes([shapes] if isinstance(shapes, str) else shapes)
+    libraries = options.get("custom_ops") or ()
+    libraries = [libraries] if isinstance(libraries, str | Path) else libraries
+    options["custom_ops"] = tuple(Path(library).absolute() for library in libraries)  # else searched in system folders
+    if options.get("calibration_data") is not None:
+        options["calibration_data"] = Path(options["calibration_data"])
+    return Settings(**options)
+
+
+def analyse(model: Model, *, input_shapes: dict[str, tuple[int, ...]] | None = None) -> Analysis:
+    """The channels of a model: cells, producers, consumers and refusals."""
+    source = load(model)
+    graph = prepare(source)
+    return analyse_channels(graph, probe_shapes(graph, source, input_shapes or {}))
+
+
+def apply(model: Model, plan: SlimPlan) -> onnx.ModelProto:
+    """Replay a plan on the model that it was made for, without verification.
+
+    Raises InputError if the plan does not fit, UnsupportedError above 2 GB (use `slim` with `plan` and `output`).
+    """
+    source = load(model)
+    return build(rewrite(prepare(source), plan), source, metadata=metadata(source, plan))

@@ -1,0 +1,179 @@
+"""One forward walk over the prepared graph: labels, claims and refusals, and the cells that follow from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels import rules  # noqa: F401 - fills the registry
+from onnxslim_merge.channels.cells import Cell, find_cells
+from onnxslim_merge.channels.claims import Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.elements import LIMIT, constant_elements, trace
+from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
+from onnxslim_merge.channels.registry import find_rule
+from onnxslim_merge.channels.scope import Scope, Walk
+from onnxslim_merge.model_io.stores import forget_pages
+from onnxslim_merge.probe import Probe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All that later stages know of the graph's channels.
+
+    labels: label arrays by tensor; roots: class of every label; constants: names whose axes can be gathered.
+    """
+
+    cells: tuple[Cell, ...]
+    producers: tuple[Producer, ...]
+    consumers: tuple[Consumer, ...]
+    flows: Mapping[str, Flow]
+    counts: tuple[Count, ...]
+    labels: Mapping[str, Arrays]
+    roots: Ids
+    constants: Mapping[str, gs.Constant]
+    exposed: frozenset[str]
+    inputs: Mapping[tuple[str, int], str]
+    graph: gs.Graph
+    refusals: tuple[Refusal, ...]
+
+    def weight(self, name: str) -> NDArray[np.float64]:
+        """The original values of a constant as float64."""
+        stored = np.asarray(self.constants[name].values)
+        values = stored.astype(np.float64)
+        forget_pages(stored)
+        return values
+
+
+def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
+    """Walk `graph` at every probe; what differs between probes is frozen. The claims are those of the first."""
+    walks = [_walk(graph, probe) for probe in probes]
+    first = walks[0]
+    for other in walks[1:]:
+        _freeze_differences(first, other)
+    cells = find_cells(first)
+    space = first.space
+    return Analysis(
+        cells=cells,
+        producers=tuple(first.producers),
+        consumers=tuple(first.consumers),
+        flows=first.flows,
+        counts=tuple(first.counts),
+        labels={name: [space.collapse(a) for a in arrays] for name, arrays in first.labels.items()},
+        roots=space.find(np.arange(space.size, dtype=np.int64)),
+        constants=first.constants,
+        exposed=first.exposed,
+        graph=graph,
+        inputs={(n.name, slot): t.name for n in graph.nodes for slot, t in enumerate(n.inputs) if t.name},
+        refusals=tuple(first.refusals),
+    )
+
+
+def _walk(graph: gs.Graph, probe: Probe) -> Walk:
+    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    shapes = {**probe.shapes, **{name: tuple(t.shape) for name, t in constants.items()}}
+    captured = frozenset(_captured(graph))
+    exposed = captured | {t.name for t in graph.outputs}
+    walk = Walk(shapes, dict(probe.values), constants, graph.opset, exposed)
+    for name, tensor in constants.items():
+        _label_constant(walk, name, tensor)
+    for node in graph.nodes:
+        _visit(node, walk)
+        for tensor in node.outputs:
+            if tensor.name in captured:
+                reason = Refusal(tensor.name, None, node.name, node.op, "used inside a subgraph")
+                walk.refuse(walk.labels.get(tensor.name, []), reason)
+    for tensor in graph.outputs:
+        walk.refuse(walk.labels.get(tensor.name, []), Refusal(tensor.name, None, tensor.name, "output", "graph output"))
+    for name in captured & constants.keys():
+        walk.refuse(walk.labels.get(name, []), Refusal(name, None, name, "subgraph", "used inside a subgraph"))
+    _tie_rectangles(walk)
+    return walk
+
+
+def _label_constant(walk: Walk, name: str, tensor: gs.Constant) -> None:
+    shape, kind = tuple(tensor.shape), np.dtype(tensor.dtype).kind if _known(tensor.dtype) else "O"
+    if kind in "iu" and np.prod(shape, dtype=np.int64) <= LIMIT:
+        walk.elements[name] = constant_elements(name, int(np.prod(shape, dtype=np.int64)))
+    elif kind in "fV":  # ml_dtypes' bfloat16 is of kind V
+        walk.labels[name] = [along(walk.space.fresh(n), a, len(shape)) for a, n in enumerate(shape) if n > 1]
+
+
+def _known(dtype: Any) -> bool:
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
+
+
+def _visit(node: gs.Node, walk: Walk) -> None:
+    c = Scope(node, walk)
+    named = [t.name for t in [*node.inputs, *node.outputs] if t.name]
+    function = find_rule(node.op, node.domain or "")
+    missing = [name for name in named if name not in walk.shapes]
+    if missing:
+        c.freeze_all(f"the shape of {missing[0]} is not known")
+    elif function is None:
+        c.freeze_all(f"no rule for {node.op}" if not node.domain else f"no rule for {node.domain}:{node.op}")
+    else:
+        try:
+            function(c)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            log.debug("rule of %s failed", node.name, exc_info=True)
+            c.freeze_all(f"our rule for {node.op} failed ({type(error).__name__}: {error}): please report this")
+            for tensor in node.outputs:
+                walk.labels.pop(tensor.name, None)
+    if not missing:
+        trace(node, walk)
+
+
+def _captured(graph: gs.Graph) -> Iterator[str]:
+    """Names of outer tensors that a subgraph uses (names made inside it are harmless: they shadow nothing)."""
+    for node in graph.nodes:
+        for sub in [v for v in node.attrs.values() if isinstance(v, gs.Graph)]:
+            yield from (t.name for t in sub.outputs)
+            yield from (t.name for inner in sub.nodes for t in inner.inputs)
+            yield from _captured(sub)
+
+
+def _tie_rectangles(walk: Walk) -> None:
+    """Channels that vary along several axes of a tensor leave as whole slices of the longest of them."""
+    again = True
+    while again:
+        again = False
+        for arrays in walk.labels.values():
+            for array in [walk.space.collapse(a) for a in arrays]:
+                axes = varying(array)
+                if len(axes) > 1:
+                    kept = max(axes, key=lambda axis: array.shape[axis])
+                    corner = array
+                    for axis in axes:
+                        corner = corner if axis == kept else np.take(corner, [0], axis)
+                    walk.space.unite(array, corner)
+                    again = True
+
+
+def _freeze_differences(first: Walk, other: Walk) -> None:
+    """Freeze the classes that sit differently on a constant when sizes differ. Constants' labels are numbered alike."""
+    count = sum(sum(a.size for a in first.labels.get(name, [])) for name in first.constants)
+    ids = np.arange(count, dtype=np.int64)
+    a, b = first.space.find(ids), other.space.find(ids)
+    frozen_elsewhere = other.space.frozen()[:count] >= 0
+    differs = a != b
+    reason = Refusal("", None, "", "", "depends on input size")
+    if differs.any():
+        first.refuse([ids[differs], a[differs], b[differs]], reason)
+    only = frozen_elsewhere & ~(first.space.frozen()[:count] >= 0)
+    if only.any():
+        first.refuse([ids[only]], reason)
+
+
+__all__ = ["Analysis", "LabelSpace", "analyse_channels"]

@@ -1,0 +1,136 @@
+"""What a rule may say about a node: the words that every later stage works with, free of operators.
+
+A rule says how labels travel (through the `Scope`), and leaves claims: which constant axis *produces* channels, which
+one *consumes* them, how a value *flows* from input to output, which numbers *count* channels, and what it refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.labels import Ids
+
+
+class Degree(IntEnum):
+    """What is known of the function f that every channel passes through on its way; the larger wins when composed."""
+
+    LINEAR = 0  # f(sx + ty) = s f(x) + t f(y)
+    HOMOGENEOUS = 1  # f(sx) = s f(x) for s > 0
+    OTHER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an axis stays whole. `axis` None means every axis of the tensor."""
+
+    tensor: str
+    axis: int | None
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BiasSlot:
+    """Where a bias enters: input `slot` of `node` times `gain`, or, with slot None, an Add to be put behind output 0.
+
+    axis: the output axis that the bias runs along; rank: of the output; output: the tensor that holds the biased sum.
+    vector: the input must be a vector; otherwise it broadcasts against the output.
+    """
+
+    node: str
+    slot: int | None
+    axis: int
+    rank: int
+    output: str
+    gain: float = 1.0
+    vector: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """`axis` of constant `weight` (shape: any) makes the channels `labels` (n,) of tensor `output`.
+
+    A single channel has no label: then `labels` is empty.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    slot: int
+    axis: int
+    labels: Ids
+    output: str
+    bias: BiasSlot
+    gain: float = 1.0
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether the papers' settings for convolutions apply."""
+        return self.op_type.startswith("Conv")
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """`axis` of constant `weight` contracts the channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`.
+
+    Outputs lie on `out_axis` of the weight; every other axis of it is a tap. The effective weight is `gain` times it.
+    A constant m on one channel shows at an inner output as tap_gain x gain x (sum of its taps) x m, on average.
+    """
+
+    node: str
+    op_type: str
+    x: str
+    x_slot: int
+    x_axis: int
+    weight: str
+    slot: int
+    axis: int
+    out_axis: int
+    labels: Ids
+    output: str
+    bias: BiasSlot
+    gain: float = 1.0
+    tap_gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How the value of each channel of a tensor comes from the same channel of `inputs`.
+
+    kind: `same` (one function for all channels, of a degree), `affine` (times `scale`, plus `offset`, per channel),
+    `sum` (joint function of several inputs, of a degree), `move` (rearranged, unchanged), `private` (not expressible).
+    scale, offset: broadcast against the tensor.
+    moments: (mean, spread) that BatchNormalization guarantees on the training set: (beta, |gamma|).
+    elementwise: a `same` flow that is the node run on each number alone. keeps_mean: it averages or repeats.
+    """
+
+    kind: Literal["same", "affine", "sum", "move", "private"]
+    inputs: tuple[str, ...]
+    degree: Degree = Degree.LINEAR
+    scale: NDArray[np.float64] | None = None
+    offset: NDArray[np.float64] | None = None
+    moments: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    node: str = ""
+    elementwise: bool = False
+    keeps_mean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number that holds how many indices an axis has.
+
+    Either attribute `name` of `node` (element `index` of it, or None: the attribute is one number), or, with node "",
+    element `index` of the constant `name`.
+    labels: the factors along that axis, each (n, m): index i stays if every factor keeps one of its m labels.
+    """
+
+    node: str
+    name: str
+    index: int | None
+    labels: tuple[Ids, ...]

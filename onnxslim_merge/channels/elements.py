@@ -1,0 +1,102 @@
+"""Small integer tensors, element by element: which constant or which axis length each number comes from.
+
+Reshape targets, pads and slice bounds that an exporter assembles from Shape, Gather and Concat are traced here, so that
+a rule can claim a number that counts channels, and so that one that leaks into arithmetic freezes what it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxslim_merge.channels.claims import Refusal
+from onnxslim_merge.channels.scope import Element, Scope, Walk
+
+LIMIT = 1024
+# Inputs at which a rule itself judges the numbers that it reads.
+JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}}
+
+
+def constant_elements(name: str, size: int) -> list[Element]:
+    """The elements of an integer constant."""
+    return [("const", name, i) for i in range(size)]
+
+
+def _take(c: Scope, indices: list[int]) -> list[Element] | None:
+    source = c.walk.elements.get(c.tensor(0))
+    return None if source is None else [source[i] for i in indices]
+
+
+def _shape(c: Scope) -> list[Element] | None:
+    rank = len(c.shape(0))
+    start, end = (slice(c.attr("start", 0), c.attr("end", rank)).indices(rank))[:2]
+    return [("dim", c.tensor(0), axis) for axis in range(start, end)]
+
+
+def _same(c: Scope) -> list[Element] | None:
+    return c.walk.elements.get(c.tensor(0))
+
+
+def _gather(c: Scope) -> list[Element] | None:
+    indices, source = c.integers(1), c.walk.elements.get(c.tensor(0))
+    if indices is None or source is None or len(c.shape(0)) != 1 or not c.is_constant(1):
+        return None
+    return [source[i] for i in indices]
+
+
+def _concat(c: Scope) -> list[Element] | None:
+    parts = [c.walk.elements.get(c.tensor(s)) for s in range(len(c.node.inputs))]
+    return None if any(p is None for p in parts) else [e for p in parts if p is not None for e in p]
+
+
+def _slice(c: Scope) -> list[Element] | None:
+    if len(c.shape(0)) != 1 or not all(c.is_constant(s) for s in range(1, len(c.node.inputs)) if c.has(s)):
+        return None
+    if "starts" in c.node.attrs:
+        start, end, step = c.attr("starts")[0], c.attr("ends")[0], 1
+    else:
+        bounds = [c.integers(s) or [] for s in (1, 2)]
+        start, end = bounds[0][0], bounds[1][0]
+        step = (c.integers(4) or [1])[0] if c.has(4) else 1
+    return _take(c, list(range(*slice(start, end, step).indices(c.shape(0)[0]))))
+
+
+TRACED: dict[str, Callable[[Scope], list[Element] | None]] = {
+    "Shape": _shape,
+    "Gather": _gather,
+    "Concat": _concat,
+    "Slice": _slice,
+    **dict.fromkeys(("Unsqueeze", "Squeeze", "Cast", "Identity", "Reshape"), _same),
+}
+
+
+def trace(node: gs.Node, walk: Walk) -> None:
+    """Trace the output of `node`, or freeze the channels whose number it feeds into something else."""
+    c = Scope(node, walk)
+    function = TRACED.get(node.op)
+    integer = bool(node.outputs) and node.outputs[0].dtype is not None and _integer(node, walk)
+    if function is not None and (node.op == "Shape" or (integer and c.tensor(0) in _traced_inputs(c))):
+        found = function(c)
+        if found is not None:
+            walk.elements[c.output()] = found
+            return
+    for slot in range(len(node.inputs)):
+        if slot in JUDGED.get(node.op, ()) or not c.has(slot):
+            continue
+        for element in walk.elements.get(c.tensor(slot), ()):
+            labels = c.counted(element)
+            if labels and element is not None:
+                walk.refuse(
+                    labels, Refusal(element[1], element[2], c.name, c.op, "its number of channels is computed with")
+                )
+
+
+def _traced_inputs(c: Scope) -> set[str]:
+    return {t.name for t in c.node.inputs if t.name in c.walk.elements}
+
+
+def _integer(node: gs.Node, walk: Walk) -> bool:
+    value = walk.values.get(node.outputs[0].name)
+    return value is not None and np.issubdtype(value.dtype, np.integer) and value.size <= LIMIT

@@ -1,0 +1,42 @@
+"""Matrix products with a constant."""
+
+from __future__ import annotations
+
+from onnxslim_merge.channels.registry import rule
+from onnxslim_merge.channels.scope import Scope
+
+
+@rule("Gemm")
+def gemm(c: Scope) -> None:
+    """`m k, k n, C -> m n` with either operand transposed, C of any shape that broadcasts to (m, n)."""
+    if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
+        return c.freeze_all("the weight is not a constant")
+    a = "k m" if c.attr("transA", 0) else "m k"
+    b = "n k" if c.attr("transB", 0) else "k n"
+    addend = ""
+    if c.has(2) and c.shape(2):
+        addend = ", " + " ".join(("m", "n")[-len(c.shape(2)) :])
+    alpha, beta = float(c.attr("alpha", 1.0)), float(c.attr("beta", 1.0))
+    # beta 0 silences input 2, so a bias has to come from an Add behind the node
+    bias = c.bias(2 if beta else None, 1, beta or 1.0)
+    c.axes(f"{a}, {b}{addend} -> m n")
+    out_axis = b.split().index("n")
+    c.produces(1, out_axis, bias, alpha)
+    return c.consumes((0, a.split().index("k")), (1, 1 - out_axis, out_axis), bias, alpha)
+
+
+@rule("MatMul")
+def matmul(c: Scope) -> None:
+    """`... k, k n -> ... n` with a constant matrix on the right, or `* m k` on the left of `* k n`."""
+    rank = len(c.out_shape())
+    if c.is_constant(1) and len(c.shape(1)) == 2 and len(c.shape(0)) >= 2 and not c.is_constant(0):
+        bias = c.bias(None, rank - 1)
+        c.axes("... k, k n -> ... n")
+        c.produces(1, 1, bias)
+        return c.consumes((0, rank - 1), (1, 0, 1), bias)
+    if c.is_constant(0) and len(c.shape(0)) == 2 and len(c.shape(1)) == 2 and not c.is_constant(1):
+        bias = c.bias(None, 0)
+        c.axes("m k, k n -> m n")
+        c.produces(0, 0, bias)
+        return c.consumes((1, 0), (0, 1, 0), bias)
+    return c.freeze_all("a product of two activations, or of a constant that is no matrix")

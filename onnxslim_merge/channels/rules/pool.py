@@ -1,0 +1,17 @@
+"""Pools: every channel alone."""
+
+from __future__ import annotations
+
+from onnxslim_merge.channels.claims import Degree
+from onnxslim_merge.channels.registry import rule
+from onnxslim_merge.channels.scope import Scope
+
+
+@rule("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool")
+def pool(c: Scope) -> None:
+    """`n c * -> n c *`; average pools are linear and keep the mean, the others positively homogeneous."""
+    if c.outputs() > 1:
+        return c.freeze_all("the indices of MaxPool are used")
+    c.axes("n c * -> n c *")
+    average = c.op.endswith("AveragePool")
+    return c.flow("same", [0], degree=Degree.LINEAR if average else Degree.HOMOGENEOUS, keeps_mean=average)

@@ -1,0 +1,56 @@
+"""Reductions: the axis that they work along freezes, the others pass."""
+
+from __future__ import annotations
+
+from onnxslim_merge.channels.claims import Degree
+from onnxslim_merge.channels.registry import rule
+from onnxslim_merge.channels.scope import Scope
+
+LINEAR = {"ReduceMean", "ReduceSum"}
+HOMOGENEOUS = {"ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
+
+
+@rule(
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceSumSquare",
+)  # fmt: skip
+def reduction(c: Scope) -> None:
+    """Axes from the attribute or input 1; none means all, unless noop_with_empty_axes."""
+    axes = c.integers(1) if c.has(1) else c.attr("axes")
+    if c.has(1) and axes is None:
+        return c.freeze_all("its axes are not constant")
+    rank = len(c.shape(0))
+    if not axes:
+        axes = [] if c.attr("noop_with_empty_axes", 0) else range(rank)
+    _drop(c, {int(a) % rank for a in axes})
+    degree = Degree.LINEAR if c.op in LINEAR else Degree.HOMOGENEOUS if c.op in HOMOGENEOUS else Degree.OTHER
+    return c.flow("same", [0], degree=degree, keeps_mean=c.op == "ReduceMean")
+
+
+@rule("ArgMax", "ArgMin")
+def arg_extreme(c: Scope) -> None:
+    """The result is a position along the axis: it freezes."""
+    _drop(c, {int(c.attr("axis", 0)) % len(c.shape(0))})
+    c.flow("private", [0])
+
+
+@rule("CumSum")
+def cumulative(c: Scope) -> None:
+    """Sums along one axis, which freezes."""
+    axis = c.integers(1)
+    if axis is None:
+        return c.freeze_all("its axis is not constant")
+    c.freeze_axis(0, axis[0] % len(c.shape(0)), "CumSum works along this axis")
+    c.give(list(c.labels(0)))
+    return c.flow("same", [0])
+
+
+def _drop(c: Scope, axes: set[int]) -> None:
+    """Freeze `axes` and give the others, squeezed unless keepdims."""
+    for axis in axes:
+        c.freeze_axis(0, axis, f"{c.op} works along this axis")
+    left = [a for a in c.labels(0) if not any(a.shape[axis] > 1 for axis in axes)]
+    if not c.attr("keepdims", 1):
+        shape = [axis for axis in range(len(c.shape(0))) if axis not in axes]
+        left = [a.reshape([a.shape[axis] for axis in shape]) for a in left]
+    c.give(left)

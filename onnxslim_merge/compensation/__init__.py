@@ -1,0 +1,9 @@
+"""What happens to the columns of removed channels: nothing, a mean in the bias, a donor, or both.
+
+`solve` goes through cells and consumers; `donors` finds stand-ins as Neuron Merging does (design.md, section 4).
+"""
+
+from onnxslim_merge.compensation.donors import Donors, find_donors
+from onnxslim_merge.compensation.solve import Solution, solve
+
+__all__ = ["Donors", "Solution", "find_donors", "solve"]

@@ -1,0 +1,138 @@
+"""Consumer by consumer: new weights and biases that absorb what was removed. All sums use the original columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.compensation.donors import Donors, find_donors
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.statistics import Statistics
+from onnxslim_merge.values import Value, cell_values
+from onnxslim_merge.views import Columns, Floats, Views
+
+
+@dataclass(slots=True)
+class Solution:
+    """By consumer index: the new weight, in its own layout and type, and what its effective bias gains, (outputs,)."""
+
+    weights: dict[int, NDArray[Any]] = field(default_factory=dict)
+    biases: dict[int, Floats] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def solve(
+    views: Views, kept: Mapping[str, NDArray[np.int64]], statistics: Statistics | None, settings: Settings
+) -> Solution:
+    """Compensate every consumer of every slimmed cell; `kept` maps cell names to the indices that stay."""
+    solver = Solver(views, statistics, settings)
+    cells = [cell for cell in views.analysis.cells if len(kept.get(cell.name, cell.labels)) < cell.size]
+    if settings.compensation == "none":
+        return solver.solution
+    columns = {cell.name: views.columns(cell) for cell in cells}
+    solver.open = Counter(c.consumer for found in columns.values() for c in found)
+    for cell in cells:
+        values = cell_values(views, cell) if "merge" in settings.compensation else {}
+        served = [solver.absorb(cell, c, kept[cell.name], values) for c in columns[cell.name]]
+        solver.solution.notes += _notes(cell, len(kept[cell.name]), served, settings)
+    return solver.solution
+
+
+class Solver:
+    """Weights under way, as (inputs, outputs, taps) in float64 until the last cell of a consumer is done."""
+
+    def __init__(self, views: Views, statistics: Statistics | None, settings: Settings) -> None:
+        """Nothing solved yet; `open` counts the cells that a consumer still waits for."""
+        self.views, self.statistics, self.settings = views, statistics, settings
+        self.solution = Solution()
+        self.open: Counter[int] = Counter()
+        self._weights: dict[int, Floats] = {}
+
+    def absorb(
+        self, cell: Cell, columns: Columns, kept: NDArray[np.int64], values: Mapping[str, Value]
+    ) -> tuple[int, str | None]:
+        """Compensate one consumer for one cell.
+
+        Returns how many removed channels found a donor, and why the others cannot have one.
+        """
+        consumer = self.views.analysis.consumers[columns.consumer]
+        original = self.views.matrix(consumer.weight, consumer.axis, consumer.out_axis)
+        removed = np.setdiff1d(np.arange(cell.size), kept)
+        donors, why = _donors(columns, values.get(consumer.x), kept, removed, self.settings)
+        source = columns.positions[removed]
+        taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
+        if (source < 0).any():
+            taken *= (source >= 0)[..., None, None]
+        found = donors.donor >= 0
+        if found.any():
+            weight = self._weights.setdefault(columns.consumer, original.copy())
+            _add_columns(weight, columns.positions, donors, taken)
+        shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
+        if self.statistics is not None and "mean" in self.settings.compensation:
+            mean = self.statistics.at(cell, columns).mean
+            shift = mean[removed] - np.where(found, donors.scale, 0.0)[:, None] * mean[donors.donor]
+        if shift.any():
+            summed = taken.sum(-1).reshape(shift.size, -1)
+            gain = (shift.ravel() @ summed) * consumer.gain * consumer.tap_gain
+            self.solution.biases[columns.consumer] = self.solution.biases.get(columns.consumer, 0.0) + gain
+        self._close(columns.consumer)
+        return int(found.sum()), why
+
+    def _close(self, index: int) -> None:
+        """Once no cell is open any more, give the weight its own layout and type again: half the memory and less."""
+        self.open[index] -= 1
+        if self.open[index] > 0 or index not in self._weights:
+            return
+        consumer = self.views.analysis.consumers[index]
+        old = self.views.analysis.constants[consumer.weight]
+        axes = (consumer.axis, consumer.out_axis)
+        shape = [old.shape[a] for a in axes] + [n for a, n in enumerate(old.shape) if a not in axes]
+        values = np.moveaxis(self._weights.pop(index).reshape(shape), (0, 1), axes)
+        self.solution.weights[index] = np.ascontiguousarray(values.astype(np.dtype(old.dtype)))
+
+
+def _add_columns(weight: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats) -> None:
+    """weight[donor's position] += scale x removed column, position by position, in place."""
+    found = np.flatnonzero(donors.donor >= 0)
+    targets, owner = np.unique(donors.donor[found], return_inverse=True)
+    share = csr_array((donors.scale[found], (owner, found)), shape=(targets.size, taken.shape[0]))
+    for m in range(place.shape[1]):
+        added = share @ taken[:, m].reshape(taken.shape[0], -1)
+        weight[place[targets, m]] += added.reshape(targets.size, *taken.shape[2:])
+
+
+def _donors(
+    columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64], settings: Settings
+) -> tuple[Donors, str | None]:
+    """Donors at one consumer; none if the channel's way is private, or channels differ in their number of positions."""
+    none = Donors(np.full(removed.size, -1), np.zeros(removed.size), np.zeros(removed.size))
+    if "merge" not in settings.compensation:
+        return none, None
+    if value is None:
+        return none, "the way to a consumer is not known"
+    if value.private is not None:
+        return none, value.private
+    if (columns.positions < 0).any():
+        return none, "channels take different numbers of places at a consumer"
+    return find_donors(value, kept, removed, settings.threshold, settings.lam), None
+
+
+def _notes(cell: Cell, kept: int, served: list[tuple[int, str | None]], settings: Settings) -> list[str]:
+    """Say it where channels went without a donor."""
+    if "merge" not in settings.compensation or not served:
+        return []
+    removed, instead = cell.size - kept, "mean shift" if "mean" in settings.compensation else "plain removal"
+    reasons = sorted({why for _, why in served if why})
+    if reasons:
+        return [f"{cell.name}: no merging ({reasons[0]}); {instead} instead"]
+    least = min(count for count, _ in served)
+    if least < removed:
+        return [f"{cell.name}: {removed - least} of {removed} removed channels have no donor; {instead} instead"]
+    return []

@@ -1,0 +1,78 @@
+"""Small files that appear whole or not at all, several of them together too."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from onnxslim_merge.errors import OutputError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to a temporary file beside `path`, fsync it and rename it. Raises OutputError, leaving no trace."""
+    with written_together({path: data}):
+        pass
+
+
+@contextmanager
+def written_together(files: Mapping[Path, bytes]) -> Iterator[None]:
+    """Put all files in place, then run the body. If anything fails, the body too, every path is as it was before.
+
+    Raises OutputError if a file cannot be written.
+    """
+    with ExitStack() as stack:
+        written = [(path, stack.enter_context(_temporary(path, data))) for path, data in files.items()]
+        for path, temporary in written:
+            stack.enter_context(_replaced(path, temporary))
+        yield
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """A finished hidden file beside `path` with the usual permissions, gone afterwards unless it was renamed."""
+    temporary = None
+    try:
+        with _as_output_error(path):
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+                temporary = Path(file.name)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+        yield temporary
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replaced(path: Path, temporary: Path) -> Iterator[None]:
+    """Rename `temporary` over `path`; if the body fails, the old file comes back."""
+    backup, existed = temporary.with_name(temporary.name + ".old"), os.path.lexists(path)
+    try:
+        with _as_output_error(path):
+            if existed and not path.is_dir():
+                os.replace(path, backup)
+            os.replace(temporary, path)
+        yield
+    except BaseException:  # Ctrl-C too
+        if os.path.lexists(backup):
+            os.replace(backup, path)
+        elif not existed:
+            path.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):
+        backup.unlink(missing_ok=True)
+
+
+@contextmanager
+def _as_output_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,303 @@
+"""The stages in order: load, prepare, analyse, select, compensate, rewrite, verify, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.analysis import Analysis, analyse_channels
+from onnxslim_merge.compensation import Solution, solve
+from onnxslim_merge.costs import Costs, count
+from onnxslim_merge.criteria import CRITERIA
+from onnxslim_merge.model_io import Source, build, load, staged_output
+from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.planning import build_plan
+from onnxslim_merge.preflight import Targets, check_options, check_targets, inputs_of
+from onnxslim_merge.prepare import prepare
+from onnxslim_merge.probe import Probe, probe_at, probe_shapes
+from onnxslim_merge.provenance import metadata, version
+from onnxslim_merge.replay import replayed_choice
+from onnxslim_merge.report.assemble import cost_changes, group_reports, refusal_reports
+from onnxslim_merge.report.model import Change, FileRef, Report
+from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.runtime import resolve_providers
+from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
+from onnxslim_merge.select import Amount, amounts, choose, repair
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.statistics import Statistics
+from onnxslim_merge.statistics.measured import measure
+from onnxslim_merge.verify import speed
+from onnxslim_merge.verify.bisect import exonerate
+from onnxslim_merge.verify.fidelity import Fidelity
+from onnxslim_merge.verify.gates import Judge, check_file
+from onnxslim_merge.views import Views
+
+SYNTHETIC = 32  # synthetic samples: enough that a channel's mean over positions settles, few enough for large images
+FEW = 8  # samples for the exact checks
+LARGE = 1 << 30  # bytes
+Kept = dict[str, NDArray[np.int64]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SlimResult:
+    """What came out. model: None where it was written to a file only (above 2 GB), or in a dry run."""
+
+    model: onnx.ModelProto | None
+    plan: SlimPlan
+    report: Report
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: what is known so far, and the time that each stage took."""
+
+    settings: Settings
+    progress: Progress
+    stages: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and show it; the time of stages inside it is theirs alone."""
+        self.progress(name)
+        start, others = time.perf_counter(), sum(self.stages.values())
+        yield
+        inside = sum(self.stages.values()) - others
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start - inside
+
+
+def run_slim(
+    model: str | Path | onnx.ModelProto,
+    output: Path | None,
+    settings: Settings,
+    *,
+    plan: SlimPlan | Path | None = None,
+    save_plan: Path | None = None,
+    report: Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = lambda stage: None,
+) -> SlimResult:
+    """Slim `model`; write it to `output` if given. The one function behind the command line and `slim`.
+
+    plan: to be replayed, with the settings recorded in it. The files appear together or not at all.
+    """
+    run = Run(settings, progress)
+    with run.stage("load"):
+        source = load(model)
+        given, path = (SlimPlan.load(plan), plan) if isinstance(plan, Path) else (plan, None)
+        if given is not None:
+            run.settings = settings = settings.with_record(given.settings)
+        targets = Targets(None if dry_run else output, save_plan, report, settings.external_data)
+        check_targets(targets, inputs_of(source, settings, path))
+        check_options(settings, source, measures=not dry_run)
+    with run.stage("prepare"):
+        graph = prepare(source, custom_ops=settings.custom_ops)
+    with run.stage("probe"):
+        probes = probe_shapes(graph, source, settings.input_shapes, settings.custom_ops)
+        samples = _samples(source, settings, probes[0])
+    with run.stage("analyse"):
+        analysis = analyse_channels(graph, probes)
+    work = Work(run, source, graph, probes, samples, analysis)
+    chosen = work.replay(given) if given is not None else work.plan()
+    if targets.output is not None:
+        return work.to_file(chosen, targets.output, targets)
+    result = SlimResult(None, chosen, work.report(chosen, Outcome())) if dry_run else work.in_memory(chosen)
+    with targets.beside(chosen, result.report):
+        return result
+
+
+def _samples(source: Source, settings: Settings, probe: Probe) -> Samples:
+    specs = input_specs(source.proto)
+    if settings.calibration_data is not None:
+        return load_samples(settings.calibration_data, specs)
+    return synthetic_samples(specs, sizes=probe.inputs, count=SYNTHETIC, seed=settings.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What verification found; a dry run has none of it."""
+
+    fidelity: Fidelity | None = None
+    samples: int = 0
+    twin_error: float | None = None
+    speeds: tuple[speed.Speed, ...] = ()
+    output: FileRef = field(default_factory=FileRef)
+    size_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """The middle and the end of a run, on an analysed graph."""
+
+    run: Run
+    source: Source
+    graph: gs.Graph
+    probes: tuple[Probe, ...]
+    samples: Samples
+    analysis: Analysis
+    notes: list[str] = field(default_factory=list)
+
+    def plan(self, *, check: bool = True) -> SlimPlan:
+        """Select and compensate; cells that turn out not to be exact are kept whole (unless `check` is off)."""
+        run, settings, views = self.run, self.run.settings, Views(self.analysis)
+        with run.stage("select"):
+            found = amounts(self.analysis, settings)
+            statistics = self._statistics(views, found)
+            kept = self._select(views, found, statistics)
+        if not check:
+            return self._build(kept, found, solve(views, kept, statistics, settings), settings)
+        return self._checked(views, kept, found, statistics, settings)
+
+    def _statistics(self, views: Views, found: Mapping[str, Amount]) -> Statistics | None:
+        settings = self.run.settings
+        spread = settings.criterion == "impact"
+        if not spread and "mean" not in settings.compensation:
+            return None
+        cells = [cell for cell in self.analysis.cells if found[cell.name].keep < cell.size]
+
+        def measured(wanted: Mapping[str, int]) -> Any:
+            with self.run.stage("statistics"):
+                return measure(self.graph, self.source, self.samples, wanted, settings.custom_ops)
+
+        return Statistics(views, cells, measured, spread=spread)
+
+    def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> Kept:
+        settings, scores, kept = self.run.settings, {}, Kept()
+        carries_mean = "mean" in settings.compensation
+        for cell in self.analysis.cells:
+            if (amount := found[cell.name]).keep < cell.size:
+                scores[cell.name] = CRITERIA[settings.criterion](views, cell, statistics, carries_mean)
+                kept[cell.name] = choose(scores[cell.name], amount.keep)
+        return repair(self.analysis, kept, scores)
+
+    def _checked(
+        self, views: Views, kept: Kept, found: Mapping[str, Amount], statistics: Statistics | None, settings: Settings
+    ) -> SlimPlan:
+        """The plan of `kept`; if it differs from its twin, that of the cells that do not."""
+
+        def planned(some: Mapping[str, NDArray[np.int64]]) -> SlimPlan:
+            with self.run.stage("merge"):
+                solution = solve(views, some, statistics, settings)
+            return self._build(some, found, solution, settings)
+
+        judge, plan = self.judge(), planned(kept)
+        with self.run.stage("verify"):
+            if judge.equals_twin(plan):
+                return plan
+            innocent, guilty = exonerate(kept, lambda some: judge.equals_twin(planned(some)))
+        for name in guilty:
+            self.notes.append(
+                f"{name}: kept whole, since removing its channels was not exact: our bug, please report it"
+            )
+        return planned(innocent)
+
+    def _build(
+        self, kept: Mapping[str, NDArray[np.int64]], found: Mapping[str, Amount], solution: Solution, settings: Settings
+    ) -> SlimPlan:
+        return build_plan(
+            self.analysis, kept, solution, found,
+            sha256=self.source.sha256, settings=settings.record(), keep_batchnorm=settings.keep_batchnorm,
+        )  # fmt: skip
+
+    def replay(self, plan: SlimPlan) -> SlimPlan:
+        """The same plan on the same file; on another export the same choice, compensated anew with its settings."""
+        if plan.source_sha256 == self.source.sha256:
+            return plan
+        settings, views, kept = self.run.settings, Views(self.analysis), replayed_choice(plan, self.analysis)
+        found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
+        for cell in self.analysis.cells:
+            found.setdefault(cell.name, Amount(cell.size, "kept", "kept by the plan", "--plan"))
+        return self._checked(views, kept, found, self._statistics(views, found), settings)
+
+    def judge(self) -> Judge:
+        """The checks of this run."""
+        few = self.samples.first(FEW, input_specs(self.source.proto))
+        return Judge(self.source, self.graph, self.samples, few, self.run.settings.custom_ops)
+
+    def in_memory(self, plan: SlimPlan) -> SlimResult:
+        """The slimmed and verified model as a ModelProto."""
+        with self.run.stage("rewrite"):
+            small = rewrite(self.graph, plan)
+            model = build(small, self.source, metadata=metadata(self.source, plan))
+        outcome = self._verify(plan, model, FileRef(), model.ByteSize())
+        return SlimResult(model, plan, self.report(plan, outcome))
+
+    def to_file(self, plan: SlimPlan, output: Path, targets: Targets) -> SlimResult:
+        """Written beside the output, verified there, and only then given its name, after plan and report."""
+        settings = self.run.settings
+        with staged_output(output, external_data=settings.external_data, source=self.source) as staging:
+            with self.run.stage("rewrite"):
+                small = rewrite(self.graph, plan)
+                staging.write(small, self.source, metadata=metadata(self.source, plan))
+            name = FileRef(str(output), staging.sha256())
+            outcome = self._verify(plan, staging.model_path, name, staging.size_bytes())
+            report = self.report(plan, outcome)
+            with targets.beside(plan, report):
+                staging.commit()
+        return SlimResult(None, plan, report)
+
+    def _verify(self, plan: SlimPlan, model: onnx.ModelProto | Path, name: FileRef, size: int) -> Outcome:
+        settings, judge = self.run.settings, self.judge()
+        with self.run.stage("verify"):
+            check_file(self.source, model)
+            judge.check_prepared()
+            error = judge.require_twin(plan)
+            fidelity, count_ = judge.fidelity(model, settings.score_output)
+        with self.run.stage("speed"):
+            feeds = self.samples.first(1, input_specs(self.source.proto)).feeds[0]
+            providers = resolve_providers(settings.providers)
+            speeds = speed.measure(
+                judge.original(),
+                model,
+                feeds,
+                providers,
+                custom_ops=settings.custom_ops,
+                lean=self.source.size_bytes > LARGE,  # without it the runtime holds a second copy of the weights
+            )
+        return Outcome(fidelity, count_, error, tuple(speeds), name, size)
+
+    def report(self, plan: SlimPlan, outcome: Outcome) -> Report:
+        """Everything that is known now."""
+        with self.run.stage("report"):
+            parameters, macs = cost_changes(*self._costs(plan))
+        return Report(
+            version=version(),
+            source=FileRef(str(self.source.path) if self.source.path else None, self.source.sha256),
+            output=outcome.output,
+            parameters=parameters,
+            macs=macs,
+            size_bytes=Change(self.source.size_bytes, outcome.size_bytes),
+            fidelity=outcome.fidelity,
+            samples=outcome.samples,
+            fidelity_source=self.samples.source if outcome.fidelity else None,
+            twin_max_error=outcome.twin_error,
+            speed=outcome.speeds,
+            groups=group_reports(plan),
+            refusals=refusal_reports(self.analysis.refusals),
+            notes=(*plan.notes, *self.notes),
+            stages=self.run.stages,
+            elapsed_s=time.perf_counter() - self.run.started,
+        )
+
+    def _costs(self, plan: SlimPlan) -> tuple[Costs, Costs]:
+        """Before and after, BatchNormalization folded on both sides."""
+        probe = self.probes[0]
+        folded = build_plan(self.analysis, {}, Solution(), {})
+        before = count(rewrite(self.graph, folded), self._shapes(probe), batch=probe.batch)
+        small = rewrite(self.graph, plan)
+        after = count(small, self._shapes(probe_at(small, self.source, probe)), batch=probe.batch)
+        return before, after
+
+    @staticmethod
+    def _shapes(probe: Probe) -> dict[str, tuple[int, ...]]:
+        return dict(probe.shapes)

@@ -1,0 +1,194 @@
+"""From kept channels and solved weights to a SlimPlan: every gather, number, edit, mask and fold spelled out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.analysis import Analysis
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.claims import Consumer, Flow, Producer
+from onnxslim_merge.channels.labels import Arrays, varying
+from onnxslim_merge.compensation import Solution
+from onnxslim_merge.errors import InternalError
+from onnxslim_merge.plan import CellPlan, Edit, Fold, Gather, Mask, Number, SlimPlan
+from onnxslim_merge.select import Amount, keep_mask
+from onnxslim_merge.views import Floats, channel_vector
+
+Stays = NDArray[np.bool_]
+
+
+class Planner:
+    """Collects the parts of one plan."""
+
+    def __init__(self, analysis: Analysis, kept: Mapping[str, NDArray[np.int64]]) -> None:
+        """Take the kept indices of every cell, by name."""
+        self.analysis = analysis
+        self.mask = keep_mask(analysis, kept)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self._edits: list[Edit] = []
+        self._copies: dict[str, str] = {}  # edited weight -> the constant whose labels it has
+        self._edited: dict[str, tuple[int, Stays]] = {}  # edited bias -> its output axis, and what stays there
+        self._uses = Counter(analysis.inputs.values())
+        self._taken = set(self._uses) | set(analysis.labels)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits so far."""
+        return tuple(self._edits)
+
+    def stays(self, arrays: Arrays, axis: int, size: int) -> Stays:
+        """Which of the `size` indices along `axis` stay, (size,)."""
+        stays = np.ones(size, bool)
+        for array in (a for a in arrays if a.shape[axis] > 1):
+            kept = self.mask[array]
+            if len(varying(array)) > 1 and not _is_rectangle(kept):
+                raise InternalError("the kept channels of a tensor are no rectangle: please report this")
+            stays &= kept.any(tuple(a for a in range(array.ndim) if a != axis))
+        return stays
+
+    def gathers(self) -> Iterator[Gather]:
+        """What every constant keeps along each axis; edited biases along their output axis."""
+        sources = {name: name for name in self.analysis.constants} | self._copies
+        for name, original in sources.items():
+            if name in self._edited:
+                continue
+            arrays = self.analysis.labels.get(original, [])
+            for axis, size in enumerate(self.analysis.constants[original].shape if arrays else ()):
+                if not (stays := self.stays(arrays, axis, size)).all():
+                    yield Gather(name, axis, _indices(stays))
+        for name, (axis, stays) in self._edited.items():
+            if not stays.all():
+                yield Gather(name, axis, _indices(stays))
+
+    def numbers(self) -> Iterator[Number]:
+        """The new value of every claimed count that changes."""
+        for count in self.analysis.counts:
+            stays = np.ones(count.labels[0].shape[0], bool)
+            for rows in count.labels:
+                stays &= self.mask[rows].any(1)
+            if not stays.all():
+                yield Number(count.node, count.name, count.index, int(stays.sum()))
+
+    def masks(self) -> Iterator[Mask]:
+        """Zeros for the twin, at every consumer that loses channels."""
+        for consumer in self.analysis.consumers:
+            stays = self.mask[consumer.labels]
+            if not stays.all():
+                rank = self.analysis.labels[consumer.x][0].ndim
+                yield Mask(consumer.node, consumer.x_slot, consumer.x_axis, rank, int(stays.size), _indices(stays))
+
+    def edit(self, solution: Solution) -> None:
+        """Turn solved weights and bias gains into edits."""
+        for index, weight in sorted(solution.weights.items()):
+            self._edit_weight(self.analysis.consumers[index], weight)
+        for index, gain in sorted(solution.biases.items()):
+            self._edit_bias(self.analysis.consumers[index], gain)
+
+    def _edit_weight(self, consumer: Consumer, values: NDArray[Any]) -> None:
+        name = self._name(consumer.weight, consumer.node)
+        self._copies[name] = consumer.weight
+        self._add_edit(consumer.node, consumer.slot, name, values)
+
+    def _edit_bias(self, consumer: Consumer, gain: Floats) -> None:
+        slot = consumer.bias
+        old = self.analysis.inputs.get((slot.node, slot.slot), "") if slot.slot is not None else ""
+        trailing = 0 if slot.vector else slot.rank - slot.axis - 1
+        line = (gain / slot.gain).reshape((-1,) + (1,) * trailing)
+        values = self.analysis.weight(old) + line if old else line
+        dtype = np.dtype(self.analysis.constants[old or consumer.weight].dtype)
+        name = self._name(old, slot.node) if old else self._unique(f"{slot.node}.bias")
+        arrays = self.analysis.labels.get(consumer.output, [])
+        self._edited[name] = (values.ndim - 1 - trailing, self.stays(arrays, slot.axis, gain.size))
+        self._add_edit(slot.node, slot.slot, name, values.astype(dtype))
+
+    def _add_edit(self, node: str, slot: int | None, tensor: str, values: NDArray[Any]) -> None:
+        self.arrays[tensor] = np.ascontiguousarray(values)
+        self._edits.append(Edit(node, slot, tensor, tensor))
+
+    def _name(self, tensor: str, node: str) -> str:
+        """The name for new values of `tensor` at `node`: its own, unless other nodes use it too."""
+        return tensor if self._uses[tensor] == 1 else self._unique(f"{tensor}.{node}")
+
+    def _unique(self, name: str) -> str:
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+    def folds(self) -> Iterator[Fold]:
+        """Every BatchNormalization that alone reads what a producer makes."""
+        readers = {name: (out, f) for out, f in self.analysis.flows.items() for name in f.inputs if f.moments}
+        for producer in self.analysis.producers:
+            tensor = producer.bias.output
+            if tensor not in readers or self._uses[tensor] != 1 or tensor in self.analysis.exposed:
+                continue
+            if producer.output != tensor and self._uses[producer.output] != 1:
+                continue
+            if (fold := self._fold(producer, readers[tensor][1])) is not None:
+                yield fold
+
+    def _fold(self, producer: Producer, flow: Flow) -> Fold | None:
+        slot, size = producer.bias, self.analysis.constants[producer.weight].shape[producer.axis]
+        if flow.scale is None or any(
+            n not in (1, size) or (n > 1 and a != slot.axis) for a, n in enumerate(flow.scale.shape)
+        ):
+            return None  # it normalises another axis than the producer makes
+        scale, offset = f"{flow.node}.scale", f"{flow.node}.offset"
+        self.arrays[scale], self.arrays[offset] = channel_vector(flow, slot.axis, size)
+        stays = self.stays(self.analysis.labels.get(producer.output, []), slot.axis, size)
+        where = (slot.node, slot.slot, slot.axis, slot.rank, slot.gain, slot.vector)
+        return Fold(producer.node, producer.slot, producer.axis, flow.node, where, scale, offset, _indices(stays))
+
+
+def build_plan(
+    analysis: Analysis,
+    kept: Mapping[str, NDArray[np.int64]],
+    solution: Solution,
+    amounts: Mapping[str, Amount],
+    *,
+    sha256: str = "",
+    settings: Mapping[str, Any] | None = None,
+    keep_batchnorm: bool = False,
+) -> SlimPlan:
+    """The plan that keeps `kept` (indices by cell name; other cells stay whole) with the solved weights.
+
+    Raises InternalError if the kept channels of some tensor are no full rectangle.
+    """
+    planner = Planner(analysis, kept)
+    planner.edit(solution)
+    return SlimPlan(
+        source_sha256=sha256,
+        settings=settings or {},
+        cells=tuple(_cell_plan(analysis, cell, kept, amounts.get(cell.name)) for cell in analysis.cells),
+        edits=planner.edits,
+        gathers=tuple(planner.gathers()),
+        numbers=tuple(planner.numbers()),
+        masks=tuple(planner.masks()),
+        folds=() if keep_batchnorm else tuple(planner.folds()),
+        notes=tuple(solution.notes),
+        arrays=planner.arrays,
+    )
+
+
+def _cell_plan(
+    analysis: Analysis, cell: Cell, kept: Mapping[str, NDArray[np.int64]], amount: Amount | None
+) -> CellPlan:
+    makers = tuple((p.node, p.weight, p.output) for p in (analysis.producers[i] for i in cell.producers))
+    keep = tuple(int(i) for i in kept.get(cell.name, range(cell.size)))
+    status, reason, source = (amount.status, amount.reason, amount.source) if amount else ("kept", "", "")
+    return CellPlan(cell.name, makers, cell.size, keep, status, reason, source)
+
+
+def _indices(stays: Stays) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(stays).tolist())
+
+
+def _is_rectangle(kept: Stays) -> bool:
+    """Whether what is kept is the product of what is kept along each axis."""
+    lines = [kept.any(tuple(a for a in range(kept.ndim) if a != axis)) for axis in range(kept.ndim)]
+    return bool((kept == np.logical_and.reduce(np.ix_(*lines))).all())

@@ -1,0 +1,160 @@
+"""One real run of the prepared model at small sizes: the shape of every tensor, and the value of small integer ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxslim_merge.errors import UsageError, VerifyError
+from onnxslim_merge.model_io import Source, runnable
+from onnxslim_merge.runtime import Runner
+
+SPACE = (224, 64, 96, 128, 256, 320)
+LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Shapes and small integer values by tensor name, at the sizes of `inputs`."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """The size of the first axis of the first input (1 without inputs)."""
+        return next((s[0] for s in self.inputs.values() if s), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """A size that the model leaves open. Axes with the same `key` are equal; `batch`: it leads its tensor."""
+
+    key: str
+    batch: bool
+
+
+_Patterns = dict[str, list[int | _Free]]
+
+
+def probe_shapes(
+    graph: gs.Graph, source: Source, given: Mapping[str, tuple[int, ...]], custom_ops: Sequence[Path] = ()
+) -> tuple[Probe, ...]:
+    """Run `graph` at one choice of its open sizes, and at a second one where there is one that runs.
+
+    Raises UsageError for an `--input-shapes` that does not fit, VerifyError if no choice of sizes runs.
+    """
+    patterns = _patterns(graph, given)
+    free = {axis.key: axis for shape in patterns.values() for axis in shape if isinstance(axis, _Free)}
+    spaces = SPACE if any(not axis.batch for axis in free.values()) else SPACE[:1]
+    with _tapped(graph, source, custom_ops) as runner:
+        first, used = _first_that_runs(runner, graph, patterns, [(b, s) for s in spaces for b in (2, 1)])
+        if not free:
+            return (first,)
+        others = [(3, s) for s in (*(s for s in spaces if s != used[1]), used[1])]
+        try:
+            return (first, _first_that_runs(runner, graph, patterns, others)[0])
+        except VerifyError:
+            return (first,)
+
+
+def probe_at(graph: gs.Graph, source: Source, like: Probe, custom_ops: Sequence[Path] = ()) -> Probe:
+    """Run `graph`, which has the same inputs, at the sizes of `like`."""
+    with _tapped(graph, source, custom_ops) as runner:
+        return _run(runner, graph, like.inputs)
+
+
+def _run(runner: Runner, graph: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> Probe:
+    feeds = {t.name: _feed(t.dtype, sizes[t.name]) for t in graph.inputs}
+    return _read(feeds, runner.run(feeds))
+
+
+def _patterns(graph: gs.Graph, given: Mapping[str, tuple[int, ...]]) -> _Patterns:
+    patterns: _Patterns = {}
+    for tensor in graph.inputs:
+        shape = list(tensor.shape or ())
+        fixed = given.get(tensor.name)
+        if fixed is not None and (
+            len(fixed) != len(shape)
+            or any(isinstance(s, int) and s > 0 and s != f for s, f in zip(shape, fixed, strict=True))
+        ):
+            raise UsageError(f"--input-shapes {tensor.name}: {list(fixed)} does not fit the model's {shape}")
+        patterns[tensor.name] = [
+            fixed[i]
+            if fixed is not None
+            else s
+            if isinstance(s, int) and s > 0
+            else _Free(_key(tensor.name, i, s), i == 0)
+            for i, s in enumerate(shape)
+        ]
+    if unknown := set(given) - set(patterns):
+        raise UsageError(f"--input-shapes {sorted(unknown)[0]}: no such input; the model has {', '.join(patterns)}")
+    return patterns
+
+
+def _key(name: str, axis: int, symbol: object) -> str:
+    return symbol if isinstance(symbol, str) and symbol and symbol != "?" else f"{name}.{axis}"
+
+
+def _first_that_runs(
+    runner: Runner, graph: gs.Graph, patterns: _Patterns, choices: Sequence[tuple[int, int]]
+) -> tuple[Probe, tuple[int, int]]:
+    failure: VerifyError | None = None
+    for batch, space in choices:
+        sizes = {
+            name: tuple(a if isinstance(a, int) else batch if a.batch else space for a in shape)
+            for name, shape in patterns.items()
+        }
+        try:
+            return _run(runner, graph, sizes), (batch, space)
+        except VerifyError as error:
+            failure = failure or error
+    shapes = {name: [a if isinstance(a, int) else "?" for a in shape] for name, shape in patterns.items()}
+    raise VerifyError(f"{failure} (inputs {shapes}; give sizes that it accepts with --input-shapes NAME:1,3,224,224)")
+
+
+def _feed(dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Small noise for floats, zeros for everything else: valid as an index everywhere."""
+    if np.dtype(dtype).kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    return np.zeros(shape, dtype)
+
+
+def _read(feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, Any]) -> Probe:
+    tensors = {name: v for name, v in {**feeds, **outputs}.items() if isinstance(v, np.ndarray)}
+    values = {name: v for name, v in tensors.items() if v.dtype.kind in "iu" and v.size <= LIMIT}
+    return Probe({n: v.shape for n, v in feeds.items()}, {n: v.shape for n, v in tensors.items()}, values)
+
+
+@contextmanager
+def _tapped(graph: gs.Graph, source: Source, custom_ops: Sequence[Path]) -> Iterator[Runner]:
+    """A session, as written and without copies of weights, that gives every tensor of the top level."""
+    have = {t.name for t in graph.outputs}
+    names = [t.name for node in graph.nodes for t in node.outputs if t.name and t.name not in have]
+    with runnable(graph, source) as model:
+        if isinstance(model, Path):
+            proto = onnx.load(model, load_external_data=False)
+            with tempfile.NamedTemporaryFile(dir=model.parent, suffix=".onnx", delete=False) as file:
+                target: Path | onnx.ModelProto = Path(file.name)
+                file.write(tap(proto, names).SerializeToString())
+        else:
+            target = tap(model, names)
+        yield Runner(target, optimize=False, lean=True, custom_ops=custom_ops, label="the prepared model")
+
+
+def tap(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """`model` with the tensors `names` as further outputs, whose types ONNX Runtime infers. Edits `model`."""
+    have = {o.name for o in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in have)
+    return model

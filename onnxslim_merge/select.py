@@ -1,0 +1,113 @@
+"""How many channels of each cell stay, and which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.analysis import Analysis
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.labels import varying
+from onnxslim_merge.errors import UsageError
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.views import Floats
+
+AUTO_SMALL = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How many channels of a cell stay. status: `slimmed` or why not; source: the option that decided."""
+
+    keep: int
+    status: str
+    reason: str
+    source: str
+
+
+def amounts(analysis: Analysis, settings: Settings) -> dict[str, Amount]:
+    """The amount for every cell, by name. Raises UsageError for a regex that no producer matches."""
+    names = {cell.name: producer_names(analysis, cell) for cell in analysis.cells}
+    options = [("--ratio-for", rule.pattern) for rule in settings.ratio_for]
+    for option, pattern in [*options, *(("--exclude", p) for p in settings.exclude)]:
+        if not any(re.search(pattern, n) for found in names.values() for n in found):
+            raise UsageError(f"{option} {pattern!r}: no producer's node, weight or output name matches")
+    return {cell.name: _amount(analysis, settings, cell, names[cell.name]) for cell in analysis.cells}
+
+
+def producer_names(analysis: Analysis, cell: Cell) -> list[str]:
+    """What a regex is searched in: node, weight and output name of every producer."""
+    found = [analysis.producers[i] for i in cell.producers]
+    return [name for p in found for name in (p.node, p.weight, p.output)]
+
+
+def _amount(analysis: Analysis, settings: Settings, cell: Cell, names: list[str]) -> Amount:
+    if cell.refusal is not None:
+        return Amount(cell.size, "frozen", f"{cell.refusal.node}: {cell.refusal.reason}", "")
+    excluded = [p for p in settings.exclude if any(re.search(p, n) for n in names)]
+    if excluded:
+        return Amount(cell.size, "excluded", f"--exclude {excluded[-1]}", f"--exclude {excluded[-1]}")
+    ratio, source = settings.ratio, f"--ratio {settings.ratio:g}"
+    if settings.scope == "inner" and not cell.inner:
+        ratio, source = 0.0, "--scope inner"
+    for rule in settings.ratio_for:
+        if any(re.search(rule.pattern, n) for n in names):
+            ratio, source = rule.ratio, f"--ratio-for {rule.pattern}={rule.ratio:g}"
+    multiple = _multiple(analysis, settings, cell)
+    keep = kept_count(cell.size, ratio, settings.min_channels, multiple)
+    if keep == cell.size:
+        return Amount(keep, "kept", f"nothing to remove: {source}", source)
+    return Amount(keep, "slimmed", "", source)
+
+
+def kept_count(size: int, ratio: float, least: int = 1, multiple: int = 1) -> int:
+    """floor(n (1 - ratio) + 0.5), at least `least`, then to the nearest multiple, never above n."""
+    keep = max(int(np.floor(size * (1 - ratio) + 0.5 + 1e-9)), 1, least)
+    if multiple > 1:
+        keep = max(multiple, int(np.floor(keep / multiple + 0.5)) * multiple)
+    return min(keep, size)
+
+
+def _multiple(analysis: Analysis, settings: Settings, cell: Cell) -> int:
+    if settings.channel_multiple != "auto":
+        return settings.channel_multiple
+    if cell.size < AUTO_SMALL:
+        return 1
+    weight = analysis.constants[analysis.producers[cell.producers[0]].weight]
+    return 8 if np.dtype(weight.dtype).itemsize >= 4 else 16  # tensor cores of 2- and 1-byte types want 16
+
+
+def choose(scores: Floats, keep: int) -> NDArray[np.int64]:
+    """Indices of the `keep` largest scores, ascending; ties go to the lower index."""
+    return np.sort(np.argsort(-scores, kind="stable")[:keep])
+
+
+def repair(
+    analysis: Analysis, kept: Mapping[str, NDArray[np.int64]], scores: Mapping[str, Floats]
+) -> dict[str, NDArray[np.int64]]:
+    """Give back the best channel to every tensor axis that would lose all of its own (one part of a Split, say)."""
+    result = dict(kept)
+    owner = {label: (cell, i) for cell in analysis.cells for i, label in enumerate(cell.labels.tolist())}
+    mask = keep_mask(analysis, result)
+    for arrays in analysis.labels.values():
+        for array in arrays:
+            if len(varying(array)) != 1 or mask[array].any():
+                continue
+            found = [owner[label] for label in dict.fromkeys(analysis.roots[array].ravel().tolist())]
+            cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]))
+            result[cell.name] = np.union1d(result[cell.name], [index])
+            mask = keep_mask(analysis, result)
+    return result
+
+
+def keep_mask(analysis: Analysis, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """For every label whether it stays, (labels,)."""
+    stays = np.ones(analysis.roots.size, bool)
+    for cell in analysis.cells:
+        if cell.name in kept:
+            stays[np.delete(cell.labels, kept[cell.name])] = False
+    return stays[analysis.roots]

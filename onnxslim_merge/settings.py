@@ -1,0 +1,173 @@
+"""Every option of a run, validated once when it is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from onnxslim_merge.errors import InputError, UsageError
+
+Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact"]
+Compensation = Literal["none", "mean", "merge", "mean+merge"]
+Scope = Literal["inner", "all"]
+
+# The settings that decide the plan; the others only say where things are and what is measured.
+RECORDED = (
+    "criterion", "compensation", "ratio", "ratio_for", "scope", "min_channels", "channel_multiple", "exclude",
+    "threshold", "lam", "input_shapes", "keep_batchnorm", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RatioRule:
+    """One `--ratio-for REGEX=R`: cells with a producer that REGEX finds lose the share R."""
+
+    pattern: str
+    ratio: float
+
+    @classmethod
+    def parse(cls, text: str) -> RatioRule:
+        """Split `REGEX=R` at the last `=`. Raises UsageError for a bad regex or ratio."""
+        pattern, sep, number = text.rpartition("=")
+        if not sep or not pattern:
+            raise UsageError(f"--ratio-for {text!r}: expected REGEX=R, for example 'conv1=0.3'")
+        try:
+            ratio = float(number)
+        except ValueError:
+            raise UsageError(f"--ratio-for {text!r}: {number!r} is not a number") from None
+        return cls(pattern, ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for. Raises UsageError on construction if a value is out of range.
+
+    ratio: share of channels removed from every cell, 0 <= ratio < 1.
+    threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
+    lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
+    channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
+    input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
+    """
+
+    criterion: Criterion = "l2"
+    compensation: Compensation = "mean+merge"
+    ratio: float = 0.5
+    ratio_for: tuple[RatioRule, ...] = ()
+    scope: Scope = "all"
+    min_channels: int = 1
+    channel_multiple: int | Literal["auto"] = 1
+    exclude: tuple[str, ...] = ()
+    threshold: float | None = None
+    lam: float = 0.85
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    keep_batchnorm: bool = False
+    seed: int = 0
+    calibration_data: Path | None = None
+    providers: tuple[str, ...] = ()
+    score_output: str | None = None
+    external_data: bool = False
+    custom_ops: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every value once, so that no later stage has to."""
+        for name, kind in (("criterion", Criterion), ("compensation", Compensation), ("scope", Scope)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}")
+        _ratio("--ratio", self.ratio)
+        for rule in self.ratio_for:
+            _ratio(f"--ratio-for {rule.pattern}", rule.ratio)
+            _regex("--ratio-for", rule.pattern)
+        for pattern in self.exclude:
+            _regex("--exclude", pattern)
+        if self.min_channels < 1:
+            raise UsageError(f"--min-channels {self.min_channels}: must be at least 1")
+        if self.channel_multiple != "auto" and self.channel_multiple < 1:
+            raise UsageError(f"--channel-multiple {self.channel_multiple}: must be at least 1, or 'auto'")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise UsageError(f"--threshold {self.threshold}: a cosine lies between -1 and 1")
+        if not 0 <= self.lam <= 1:
+            raise UsageError(f"--lam {self.lam}: must lie between 0 and 1")
+        for name, shape in self.input_shapes.items():
+            if any(size < 1 for size in shape):
+                raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")
+
+    def record(self) -> dict[str, Any]:
+        """What decides the plan, as JSON values: no paths."""
+        data = {name: getattr(self, name) for name in RECORDED}
+        data["ratio_for"] = [[rule.pattern, rule.ratio] for rule in self.ratio_for]
+        data["exclude"] = list(self.exclude)
+        data["input_shapes"] = {name: list(shape) for name, shape in sorted(self.input_shapes.items())}
+        return data
+
+    def with_record(self, record: Mapping[str, Any]) -> Settings:
+        """These settings with what `record` once gave; `input_shapes` given here win, since names may have changed.
+
+        Raises InputError if the record does not fit this version.
+        """
+        try:
+            known = {name: record[name] for name in RECORDED if name in record}
+            if "ratio_for" in known:
+                known["ratio_for"] = tuple(RatioRule(pattern, ratio) for pattern, ratio in known["ratio_for"])
+            if "exclude" in known:
+                known["exclude"] = tuple(known["exclude"])
+            if "input_shapes" in known:
+                known["input_shapes"] = {name: tuple(shape) for name, shape in known["input_shapes"].items()}
+            if self.input_shapes:
+                known["input_shapes"] = self.input_shapes
+            return replace(self, **known)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"the plan's settings do not fit this version ({error})") from error
+
+    def without_effect(self, given: Collection[str], *, measures: bool, writes: bool) -> list[str]:
+        """One text for each of the options `given` that changes nothing beside the others.
+
+        measures, writes: whether the slimmed model is run, and whether it becomes a file.
+        """
+        idle: dict[str, list[str]] = {}
+        if "merge" not in self.compensation:
+            idle[f"with --compensation {self.compensation}"] = ["threshold", "lam"]
+        if self.calibration_data is not None:
+            idle["with --calibration-data"] = ["seed"]
+        if not measures:
+            idle["in a dry run"] = ["providers", "score_output"]
+        if not writes:
+            idle["where no model is written"] = ["external_data"]
+        found = {why: [option_name(name) for name in names if name in given] for why, names in idle.items()}
+        return [f"{' and '.join(names)} without effect {why}" for why, names in found.items() if names]
+
+
+def option_name(name: str) -> str:
+    """The command line's word for a field of `Settings`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name from texts `NAME:1,3,224,224`, split at the last colon. Raises UsageError."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            shape = ()
+        if not name or not shape:
+            raise UsageError(f"--input-shapes {text!r}: expected NAME:1,3,224,224")
+        if name in shapes:
+            raise UsageError(f"--input-shapes {name}: given twice")
+        shapes[name] = shape
+    return shapes
+
+
+def _ratio(option: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UsageError(f"{option} {value}: the share of channels to remove must be at least 0 and below 1")
+
+
+def _regex(option: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option} {pattern!r}: not a regular expression ({error})") from None

@@ -1,0 +1,125 @@
+"""The gates that a slimmed model passes before it may appear, and what is reported beside them.
+
+See design.md, section 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim_merge.errors import InternalError, VerifyError
+from onnxslim_merge.model_io import Source, full_check, runnable
+from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.runtime import Runner
+from onnxslim_merge.samples import Samples
+from onnxslim_merge.verify.fidelity import Fidelity, check_interface, compare_outputs, max_relative_error
+from onnxslim_merge.verify.twin import TOLERANCE, build_twin, is_half_precision, to_float32
+
+Outputs = list[dict[str, Any]]
+PREPARED_TOLERANCE = 1e-5  # folding constants re-orders nothing: only rounding inside fused kernels remains
+HALF_TOLERANCE = 1e-2  # the prepared graph is compared in fp16 itself, whose rounding is 1e-3 a step
+OUTPUT_BYTES = 1 << 30  # reference outputs that are held at once, while sessions run one after another
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What all checks of one run share."""
+
+    source: Source
+    graph: gs.Graph
+    samples: Samples
+    few: Samples
+    custom_ops: Sequence[Path] = ()
+
+    def outputs(
+        self, model: onnx.ModelProto | Path, samples: Samples, label: str, optimize: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Outputs of one session, batch by batch."""
+        runner = Runner(model, custom_ops=self.custom_ops, label=label, lean=True, optimize=optimize)
+        for feeds in samples.feeds:
+            yield runner.run(feeds)
+
+    def graph_outputs(self, graph: gs.Graph, label: str) -> Outputs:
+        """Outputs of a graph on the few samples, in fp32."""
+        single, source, samples = graph, self.source, self.few
+        if is_half_precision(self.graph):
+            single, source = to_float32(graph, self.source)
+            samples = _in_float32(self.few)
+        with runnable(single, source) as model:
+            return list(self.outputs(model, samples, label))
+
+    def original(self) -> onnx.ModelProto | Path:
+        """The model as it was given."""
+        return self.source.path or self.source.proto
+
+    def check_prepared(self) -> None:
+        """The canonical form equals the original. Raises InternalError."""
+        with runnable(self.graph, self.source) as model:
+            prepared = list(self.outputs(model, self.few, "the prepared model"))
+        error = max_relative_error(self.outputs(self.original(), self.few, "the input model"), prepared)
+        if not error <= (HALF_TOLERANCE if is_half_precision(self.graph) else PREPARED_TOLERANCE):
+            raise InternalError(f"preparation changed the model (relative error {error:.1e}): please report this")
+
+    def twin_error(self, plan: SlimPlan) -> float:
+        """Max |small - twin| / max |twin| of the final model."""
+        twin = self.graph_outputs(build_twin(self.graph, plan), "the full-size twin")
+        small = self.graph_outputs(rewrite(self.graph, plan), "the slimmed model")
+        return max_relative_error(twin, small)
+
+    def require_twin(self, plan: SlimPlan) -> float:
+        """`twin_error`. Raises VerifyError if it is too large, saying whether folding is at fault."""
+        error = self.twin_error(plan)
+        if error <= TOLERANCE:
+            return error
+        twin = self.graph_outputs(build_twin(self.graph, plan), "the full-size twin")
+        unfolded = self.graph_outputs(rewrite(self.graph, plan, fold=False), "the slimmed model")
+        exact = max_relative_error(twin, unfolded) <= TOLERANCE
+        hint = ", caused by folding BatchNormalization: try --keep-batchnorm" if exact and plan.folds else ""
+        raise VerifyError(f"the slimmed model differs from its full-size twin (relative error {error:.1e}){hint}")
+
+    def equals_twin(self, plan: SlimPlan) -> bool:
+        """Whether the final model runs and equals its twin."""
+        try:
+            return self.twin_error(plan) <= TOLERANCE
+        except VerifyError:
+            return False
+
+    def fidelity(self, small: onnx.ModelProto | Path, score_output: str | None) -> tuple[Fidelity, int]:
+        """How close the slimmed model comes to the original, and on how many samples."""
+        reference, held, count = [], 0, 0
+        for feeds, outputs in zip(
+            self.samples.feeds, self.outputs(self.original(), self.samples, "the input model"), strict=True
+        ):
+            reference.append(outputs)
+            held += sum(a.nbytes for a in outputs.values() if isinstance(a, np.ndarray))
+            count += max((len(a) for a in feeds.values() if a.ndim), default=1)
+            if held > OUTPUT_BYTES:
+                break
+        count = self.samples.count if len(reference) == len(self.samples.feeds) else count
+        used = Samples(self.samples.feeds[: len(reference)], count, self.samples.source)
+        found = compare_outputs(reference, self.outputs(small, used, "the slimmed model"), score_output=score_output)
+        return found, count
+
+
+def check_file(source: Source, model: onnx.ModelProto | Path) -> None:
+    """Full checker, and the same interface as the source. Raises VerifyError."""
+    full_check(model)
+    proto = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+    check_interface(source.proto, proto)
+
+
+def _in_float32(samples: Samples) -> Samples:
+    def single(array: np.ndarray) -> np.ndarray:
+        half = array.dtype == np.float16 or str(array.dtype) == "bfloat16"
+        return array.astype(np.float32) if half else array
+
+    feeds: list[dict[str, np.ndarray]] = [{n: single(a) for n, a in f.items()} for f in samples.feeds]
+    return Samples(feeds, samples.count, samples.source)

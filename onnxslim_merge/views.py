@@ -1,0 +1,204 @@
+"""Views of a cell's weights: the rows that make its channels, raw and folded, and the columns that read them."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.analysis import Analysis
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.claims import BiasSlot, Consumer, Flow, Producer
+from onnxslim_merge.channels.labels import Ids, varying
+
+Floats = NDArray[np.float64]
+CACHED = 3 << 28  # bytes of float64 matrices kept for the next question; a matrix in use is never dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one producer holds of a cell: weight (n, d), bias (n,), both as found; batchnorm: one follows at once.
+
+    scale, offset (n,): the affine functions per channel that follow before anything else; folded = scale x + offset.
+    """
+
+    weight: Floats
+    bias: Floats
+    scale: Floats
+    offset: Floats
+    batchnorm: bool
+    is_conv: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where one consumer reads a cell: `positions` (n, m) along its weight's axis, -1 where there are fewer."""
+
+    consumer: int
+    positions: NDArray[np.int64]
+
+
+class Views:
+    """Weights of an analysed graph as float64 matrices; a few are kept, so that huge models do not live twice."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        """Index the flows of `analysis` by what they read."""
+        self.analysis = analysis
+        self.sessions: dict[bytes, Any] = {}  # runtime sessions of single nodes, for statistics
+        self._nodes = {node.name: node for node in analysis.graph.nodes}
+        self._cache: OrderedDict[tuple[str, int, int], Floats] = OrderedDict()
+        self._users: dict[str, list[str]] = {}
+        for output, flow in analysis.flows.items():
+            for name in flow.inputs:
+                self._users.setdefault(name, []).append(output)
+        self._reads = Counter([*analysis.inputs.values(), *analysis.exposed])
+        self._producer_roots = [analysis.roots[p.labels] for p in analysis.producers]
+        self._consumer_roots = [analysis.roots[c.labels] for c in analysis.consumers]
+        self._consumers_of: dict[int, list[int]] = {}
+        for index, roots in enumerate(self._consumer_roots):
+            for label in np.unique(roots).tolist():
+                self._consumers_of.setdefault(label, []).append(index)
+
+    def matrix(self, weight: str, axis: int, out_axis: int | None = None) -> Floats:
+        """`weight` with `axis` first: (n, features), or with an out_axis (n, outputs, taps)."""
+        key = (weight, axis, -1 if out_axis is None else out_axis)
+        if key not in self._cache:
+            values = self.analysis.weight(weight)
+            if out_axis is None:
+                found = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+            else:
+                moved = np.moveaxis(values, (axis, out_axis), (0, 1))
+                found = moved.reshape(*moved.shape[:2], -1)
+            self._cache[key] = found
+            while len(self._cache) > 1 and sum(m.nbytes for m in self._cache.values()) > CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def node(self, name: str) -> gs.Node:
+        """A node of the analysed graph."""
+        return self._nodes[name]
+
+    def outputs(self, consumer: Consumer) -> Floats:
+        """The effective weight of a consumer: (inputs, outputs, taps), `gain` included."""
+        return _times(consumer.gain, self.matrix(consumer.weight, consumer.axis, consumer.out_axis))
+
+    def bias(self, slot: BiasSlot, size: int) -> Floats:
+        """The effective bias that a slot holds now, (size,); zeros where there is none or it depends on the batch."""
+        name = self.analysis.inputs.get((slot.node, slot.slot)) if slot.slot is not None else None
+        if not name:
+            return np.zeros(size)
+        values = self.analysis.weight(name)
+        if values.size not in (1, size):
+            return np.zeros(size)
+        return slot.gain * np.broadcast_to(values.ravel(), size)
+
+    def rows(self, cell: Cell) -> list[Rows]:
+        """One entry for each producer of `cell`."""
+        return [self._rows(cell, index) for index in cell.producers]
+
+    def _rows(self, cell: Cell, index: int) -> Rows:
+        producer, plain = self.analysis.producers[index], self.plain_rows(cell, index)
+        size = self.analysis.constants[producer.weight].shape[producer.axis]
+        scale, offset, batchnorm = np.ones(size), np.zeros(size), False
+        for flow in self._affine_chain(producer):
+            a, c = channel_vector(flow, producer.bias.axis, size)
+            scale, offset, batchnorm = a * scale, a * offset + c, batchnorm or flow.moments is not None
+        first = positions(self._producer_roots[index], cell.labels)[:, 0]
+        return replace(plain, scale=scale[first], offset=offset[first], batchnorm=batchnorm)
+
+    def plain_rows(self, cell: Cell, index: int) -> Rows:
+        """The rows of producer `index`, before anything that follows it."""
+        producer = self.analysis.producers[index]
+        where = positions(self._producer_roots[index], cell.labels)
+        weight = _times(producer.gain, self.matrix(producer.weight, producer.axis))
+        bias = self.bias(producer.bias, weight.shape[0])[where[:, 0]]
+        ones = np.ones(cell.size)
+        return Rows(gather_rows(weight, where), bias, ones, 0 * ones, False, producer.is_conv)
+
+    def _affine_chain(self, producer: Producer) -> Iterator[Flow]:
+        """The affine functions that alone follow the producer's biased output."""
+        tensor = producer.bias.output
+        while len(users := self._users.get(tensor, [])) == 1 and self._reads[tensor] == 1:
+            flow = self.analysis.flows[users[0]]
+            if flow.kind != "affine" or not _per_channel(flow, producer.bias.axis):
+                return
+            yield flow
+            tensor = users[0]
+
+    def columns(self, cell: Cell) -> list[Columns]:
+        """Every consumer that reads a channel of `cell`, in graph order."""
+        found = sorted({c for label in cell.labels.tolist() for c in self._consumers_of.get(label, ())})
+        return [Columns(c, positions(self._consumer_roots[c], cell.labels)) for c in found]
+
+    def output_scale(self, consumer: Consumer) -> Floats | float:
+        """|gamma| / sigma of the affine functions right behind a consumer, (outputs,); 1 where there are none."""
+        mine = [p for p in self.analysis.producers if p.node == consumer.node]
+        scale: Floats | float = 1.0
+        for flow in self._affine_chain(mine[0]) if mine else ():
+            size = self.analysis.constants[consumer.weight].shape[consumer.out_axis]
+            scale = scale * np.abs(channel_vector(flow, consumer.bias.axis, size)[0])
+        return scale
+
+    def holds(self, tensor: str, cell: Cell) -> bool:
+        """Whether any channel of `cell` lies in `tensor`."""
+        roots = self.analysis.roots
+        return any(np.isin(roots[array], cell.labels).any() for array in self.analysis.labels.get(tensor, ()))
+
+    def locate(self, tensor: str, cell: Cell) -> tuple[int, NDArray[np.int64]] | None:
+        """(axis, positions (n, m)) of the cell's labels in a tensor; None if absent or on several axes or factors."""
+        found = []
+        for array in self.analysis.labels.get(tensor, ()):
+            axes = varying(array)
+            roots = self.analysis.roots[array]
+            if np.isin(roots, cell.labels).any():
+                found.append((axes, roots.ravel()))
+        if len(found) != 1 or len(found[0][0]) != 1:
+            return None
+        return found[0][0][0], positions(found[0][1], cell.labels)
+
+
+def positions(roots: Ids, labels: Ids) -> NDArray[np.int64]:
+    """Where each of `labels` occurs in `roots` (size,): (n, m), in ascending order, -1 where it occurs less often."""
+    order = np.argsort(labels, kind="stable")
+    slot = np.searchsorted(labels[order], roots)
+    slot = np.minimum(slot, labels.size - 1)
+    hit = labels[order][slot] == roots
+    where, owner = np.flatnonzero(hit), order[slot[hit]]
+    counts = np.bincount(owner, minlength=labels.size)
+    result = np.full((labels.size, max(int(counts.max(initial=0)), 1)), -1, np.int64)
+    by_owner = np.argsort(owner, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    rank = np.arange(by_owner.size) - np.repeat(starts, counts)
+    result[owner[by_owner], rank] = where[by_owner]
+    return result
+
+
+def gather_rows(matrix: Floats, where: NDArray[np.int64]) -> Floats:
+    """(n, m * d): the rows at `where` (n, m), zeros for -1."""
+    if where.shape == (matrix.shape[0], 1) and (where[:, 0] == np.arange(matrix.shape[0])).all():
+        return matrix  # the usual case; huge layers should not be copied
+    taken = matrix[np.maximum(where, 0)]
+    if (where < 0).any():
+        taken *= (where >= 0)[..., None]
+    return taken.reshape(where.shape[0], -1)
+
+
+def _times(gain: float, matrix: Floats) -> Floats:
+    return matrix if gain == 1.0 else gain * matrix
+
+
+def _per_channel(flow: Flow, axis: int) -> bool:
+    return all(a is None or all(n == 1 or i == axis for i, n in enumerate(a.shape)) for a in (flow.scale, flow.offset))
+
+
+def channel_vector(flow: Flow, axis: int, size: int) -> tuple[Floats, Floats]:
+    """Scale and offset of an affine flow along its channel axis, (size,) each."""
+    scale = np.ones(1) if flow.scale is None else flow.scale
+    offset = np.zeros(1) if flow.offset is None else flow.offset
+    return np.broadcast_to(scale.ravel(), size).copy(), np.broadcast_to(offset.ravel(), size).copy()

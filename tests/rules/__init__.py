@@ -1,0 +1,1 @@
+"""Every channel rule on small models."""

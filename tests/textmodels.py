@@ -1,0 +1,101 @@
+"""Models written as text, filled with seeded weights, and run: what several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
+
+
+def parse(text: str, *, opset: int = 17, seed: int = 0, ir: int = 8) -> onnx.ModelProto:
+    """The model; initializers that are declared in `< >` without values get seeded ones.
+
+    Names that start with `var` get values in [0.5, 2], `pos` in [0.5, 1.5], others normal noise that keeps the size of
+    activations.
+    """
+    model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n{text}')
+    rng = np.random.default_rng(seed)
+    for value in model.graph.value_info:
+        kind = value.type.tensor_type.elem_type
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        values = _draw(rng, value.name, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+        model.graph.initializer.append(numpy_helper.from_array(values, value.name))
+    del model.graph.value_info[:]
+    return model
+
+
+def _draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarray:
+    if name.startswith("var"):
+        return rng.uniform(0.5, 2, shape)
+    if name.startswith("pos"):
+        return rng.uniform(0.5, 1.5, shape)
+    fan_in = max(int(np.prod(shape[1:])), 1) if len(shape) > 1 else 2
+    return rng.standard_normal(shape) / np.sqrt(fan_in)
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """All initializers by name."""
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def replace_weights(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A copy of `model` in which some initializers have other values."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    return copy
+
+
+def feeds(model: onnx.ModelProto, sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Seeded values for every input; `sizes` gives the symbolic dimensions."""
+    rng, found = np.random.default_rng(seed), {}
+    for value in model.graph.input:
+        shape = [d.dim_value or sizes[d.dim_param] for d in value.type.tensor_type.shape.dim]
+        kind = value.type.tensor_type.elem_type
+        if kind in FLOATS:
+            found[value.name] = rng.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+        elif kind == TensorProto.BOOL:
+            found[value.name] = rng.random(shape) < 0.5
+        else:
+            found[value.name] = rng.integers(0, 2, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+    return found
+
+
+def run(model: onnx.ModelProto, fed: Mapping[str, np.ndarray], *, optimize: bool = True) -> list[np.ndarray]:
+    """All outputs in ONNX Runtime on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(fed))
+
+
+def distance(reference: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """The largest of max |a - b| / max |a| over the outputs; infinite where shapes, types or NaNs differ."""
+    worst = 0.0
+    for a, b in zip(reference, other, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype or (np.isfinite(a) != np.isfinite(b)).any():
+            return float("inf")
+        ok = np.isfinite(a)
+        a, b = a[ok].astype(np.float64), b[ok].astype(np.float64)
+        if a.size:
+            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)))
+    return worst
+
+
+def interface(model: onnx.ModelProto) -> list[tuple[str, int, list[int | str]]]:
+    """(name, element type, dimensions) of every input and output."""
+    values = [*model.graph.input, *model.graph.output]
+    return [
+        (v.name, v.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim])
+        for v in values
+    ]

@@ -1,0 +1,96 @@
+"""Which criterion and compensation should be the default without data?
+
+    python tools/choose_default.py SHARED
+
+Without labels: top-1 agreement with the original on unlabelled calibration images (`x_calib`), over the three files
+that keep BatchNormalization, each at two amounts. The tool itself gets no data. Prints the agreement in percent for
+each, and the mean; the best last.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnxruntime as ort
+from paper_tables import load_score
+
+from onnxslim_merge.channels.analysis import analyse_channels
+from onnxslim_merge.model_io import build, load
+from onnxslim_merge.pipeline import SYNTHETIC, Run, Work
+from onnxslim_merge.prepare import prepare
+from onnxslim_merge.probe import probe_shapes
+from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.samples import input_specs, synthetic_samples
+from onnxslim_merge.settings import Compensation, Criterion, Settings
+
+MODELS = (  # file, task, images, (scope, ratio) at which enough is left to compare
+    ("resnet20_cifar10_bn_op13.onnx", "cifar10-a", 1024, (("inner", 0.3), ("all", 0.1))),
+    ("densenet_jw_cifar10_bn.onnx", "cifar10-b", 512, (("inner", 0.3), ("all", 0.1))),
+    ("efficientnet_lite0_imagenet_bn.onnx", "imagenet", 128, (("inner", 0.1), ("all", 0.03))),
+)
+
+
+def predictions(model: Path | bytes, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """The class of every input, (n,)."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    parts = [session.run(None, {name: inputs[i : i + batch]})[0].argmax(1) for i in range(0, len(inputs), batch)]
+    return np.concatenate(parts)
+
+
+class Bench:
+    """One model, analysed once; slimmed without verification, which the tests and every real run do."""
+
+    def __init__(self, shared: Path, name: str, task: str, first: int) -> None:
+        """Read, analyse, and classify the calibration images with the original."""
+        score, path = load_score(shared), shared / "models" / name
+        self.inputs: np.ndarray = score.prepare(task, score.images(task, "calib", first)[0])
+        self.reference = predictions(path, self.inputs)
+        run = Run(Settings(), lambda stage: None)
+        source = load(path)
+        graph = prepare(source)
+        probes = probe_shapes(graph, source, {})
+        samples = synthetic_samples(input_specs(source.proto), sizes=probes[0].inputs, count=SYNTHETIC, seed=0)
+        self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
+
+    def agreement(self, settings: Settings) -> float:
+        """Top-1 agreement with the original, in percent."""
+        self.work.run.settings = settings
+        plan = self.work.plan(check=False)
+        model = build(rewrite(self.work.graph, plan), self.work.source)
+        return 100 * float((predictions(model.SerializeToString(), self.inputs) == self.reference).mean())
+
+
+def rows(shared: Path) -> Iterator[tuple[str, str, list[float]]]:
+    """(criterion, compensation, agreement in percent for each model and amount)."""
+    benches = [(Bench(shared, name, task, first), amounts) for name, task, first, amounts in MODELS]
+    for criterion in get_args(Criterion):
+        for compensation in get_args(Compensation):
+            found = [
+                bench.agreement(Settings(criterion=criterion, compensation=compensation, scope=scope, ratio=ratio))
+                for bench, amounts in benches
+                for scope, ratio in amounts
+            ]
+            yield criterion, compensation, found
+
+
+def main() -> None:
+    """Parse and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path)
+    arguments = parser.parse_args()
+    columns = [f"{name.split('_')[0]} {scope} {ratio}" for name, _, _, amounts in MODELS for scope, ratio in amounts]
+    print("columns:", ", ".join(columns))
+    table = []
+    for criterion, compensation, found in rows(arguments.shared):
+        table.append((float(np.mean(found)), criterion, compensation))
+        print(f"{criterion:8} {compensation:10}", *(f"{v:6.2f}" for v in found), f"  mean {table[-1][0]:.2f}", flush=True)
+    print("best:", *max(table)[1:])
+
+
+if __name__ == "__main__":
+    main()

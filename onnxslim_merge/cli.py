@@ -217,20 +217,25 @@ def _say(text: str) -> None:
     print(f"{NAME}: {' '.join(text.split())}", file=sys.stderr)
 
 
+class _Stdout(Console):
+    """A console that leaves a closed pipe to the caller; rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError again."""
+        raise  # noqa: PLE0704 - called while it is handled
+
+
 def _print(report: Report, *, verbose: bool) -> None:
     """The report on stdout; a reader that went away is no error. Raises OutputError if stdout cannot be written."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of nodes may hold anything
-    console = Console()
-    with console.capture() as text:
-        render(report, console, verbose=verbose)
     try:
-        print(text.get(), end="", flush=True)
+        render(report, _Stdout(), verbose=verbose)
     except BrokenPipeError:
         _discard_stdout()
     except OSError as error:
         _discard_stdout()
-        raise OutputError(f"the report cannot be printed: {error.strerror or error}; use --report") from error
+        raise OutputError(f"the report cannot be printed: {error.strerror or error}; --report writes a file") from error
 
 
 def _discard_stdout() -> None:

@@ -38,12 +38,12 @@ from onnxslim_merge.statistics.measured import measure
 from onnxslim_merge.verify import speed
 from onnxslim_merge.verify.bisect import exonerate
 from onnxslim_merge.verify.fidelity import Fidelity
-from onnxslim_merge.verify.gates import Judge, check_file
+from onnxslim_merge.verify.gates import LARGE, Judge, check_file
 from onnxslim_merge.views import Views
 
-SYNTHETIC = 32  # synthetic samples: enough that a channel's mean over positions settles, few enough for large images
+SYNTHETIC = (8, 32)  # synthetic samples, least and most: a channel's mean over many positions settles early
+SYNTHETIC_ELEMENTS = 1 << 21  # and of all of them: large images have many positions
 FEW = 8  # samples for the exact checks
-LARGE = 1 << 30  # bytes
 Kept = dict[str, NDArray[np.int64]]
 Progress = Callable[[str], None]
 
@@ -104,7 +104,7 @@ def run_slim(
         graph = prepare(source, custom_ops=settings.custom_ops)
     with run.stage("probe"):
         probes = probe_shapes(graph, source, settings.input_shapes, settings.custom_ops)
-        samples = _samples(source, settings, probes[0])
+        samples = pick_samples(source, settings, probes[0])
     with run.stage("analyse"):
         analysis = analyse_channels(graph, probes)
     work = Work(run, source, graph, probes, samples, analysis)
@@ -116,11 +116,14 @@ def run_slim(
         return result
 
 
-def _samples(source: Source, settings: Settings, probe: Probe) -> Samples:
+def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
+    """The calibration data, or synthetic samples at the sizes of the probe."""
     specs = input_specs(source.proto)
     if settings.calibration_data is not None:
         return load_samples(settings.calibration_data, specs)
-    return synthetic_samples(specs, sizes=probe.inputs, count=SYNTHETIC, seed=settings.seed)
+    elements = sum(int(np.prod(shape)) for shape in probe.inputs.values()) // max(probe.batch, 1)
+    count = min(max(SYNTHETIC_ELEMENTS // max(elements, 1), SYNTHETIC[0]), SYNTHETIC[1])
+    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=FEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +240,7 @@ class Work:
         settings = self.run.settings
         with staged_output(output, external_data=settings.external_data, source=self.source) as staging:
             with self.run.stage("rewrite"):
-                small = rewrite(self.graph, plan)
-                staging.write(small, self.source, metadata=metadata(self.source, plan))
+                staging.write(rewrite(self.graph, plan), self.source, metadata=metadata(self.source, plan))
             name = FileRef(str(output), staging.sha256())
             outcome = self._verify(plan, staging.model_path, name, staging.size_bytes())
             report = self.report(plan, outcome)
@@ -249,6 +251,7 @@ class Work:
     def _verify(self, plan: SlimPlan, model: onnx.ModelProto | Path, name: FileRef, size: int) -> Outcome:
         settings, judge = self.run.settings, self.judge()
         with self.run.stage("verify"):
+            judge.let_go()
             check_file(self.source, model)
             judge.check_prepared()
             error = judge.require_twin(plan)

@@ -90,6 +90,8 @@ class Settings:
             raise UsageError(f"--threshold {self.threshold}: a cosine lies between -1 and 1")
         if not 0 <= self.lam <= 1:
             raise UsageError(f"--lam {self.lam}: must lie between 0 and 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: must be at least 0")
         for name, shape in self.input_shapes.items():
             if any(size < 1 for size in shape):
                 raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")

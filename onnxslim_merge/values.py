@@ -11,6 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Degree, Flow
@@ -22,6 +23,7 @@ class Value:
     """value_i = scale_i f(rows_i . input + bias_i) + offset_i for channel i of the n of a cell.
 
     rows: blocks (n, d), one for each producer (and, behind a non-linear sum, each bias). private: why no f is common.
+    barred (n,): channels for which it does not hold: a negative scale does not go through MaxPool.
     """
 
     rows: tuple[Floats, ...]
@@ -31,6 +33,7 @@ class Value:
     offset: Floats | None = None
     is_conv: bool = False
     private: str | None = None
+    barred: NDArray[np.bool_] | None = None
 
     @property
     def matrix(self) -> Floats:
@@ -95,11 +98,14 @@ def _join(flow: Flow, inputs: list[Value]) -> Value:
 
 
 def _same(flow: Flow, value: Value) -> Value:
-    """F after a f + c: a positive scale goes through a homogeneous function, a linear one goes through everything."""
+    """A function behind a f + c: a linear one keeps both, a pool where the scale is positive, the rest neither."""
     if flow.degree == Degree.LINEAR:
         return value
     if value.scale is None and value.offset is None:
         return replace(value, degree=max(value.degree, flow.degree))
+    if flow.equivariant and value.scale is not None:
+        barred = (value.scale <= 0) | (False if value.barred is None else value.barred)
+        return replace(value, degree=max(value.degree, flow.degree), barred=barred)
     return _private(value, f"{flow.node} follows a scale or offset per channel behind another function")
 
 

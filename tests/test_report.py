@@ -110,7 +110,7 @@ def test_json_of_a_dry_run_has_nulls_and_plain_numbers():
     assert data["twin_max_error"] is None
     assert data["stages"]["load"] == 0.5
     text = shown(report)
-    assert "dry run: nothing written" in text
+    assert "dry run: no model written" in text
     assert "not measured" in text
 
 

@@ -62,9 +62,9 @@ def feeds(model: onnx.ModelProto, sizes: Mapping[str, int], seed: int = 0) -> di
         if kind in FLOATS:
             found[value.name] = rng.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(kind))
         elif kind == TensorProto.BOOL:
-            found[value.name] = rng.random(shape) < 0.5
+            found[value.name] = np.asarray(rng.random(shape) < 0.5)
         else:
-            found[value.name] = rng.integers(0, 2, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+            found[value.name] = np.asarray(rng.integers(0, 2, shape)).astype(helper.tensor_dtype_to_np_dtype(kind))
     return found
 
 

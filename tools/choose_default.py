@@ -16,16 +16,15 @@ from typing import get_args
 
 import numpy as np
 import onnxruntime as ort
-from paper_tables import load_score
 
 from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.model_io import build, load
-from onnxslim_merge.pipeline import SYNTHETIC, Run, Work
+from onnxslim_merge.pipeline import Run, Work, pick_samples
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.rewrite import rewrite
-from onnxslim_merge.samples import input_specs, synthetic_samples
 from onnxslim_merge.settings import Compensation, Criterion, Settings
+from paper_tables import load_score
 
 MODELS = (  # file, task, images, (scope, ratio) at which enough is left to compare
     ("resnet20_cifar10_bn_op13.onnx", "cifar10-a", 1024, (("inner", 0.3), ("all", 0.1))),
@@ -54,7 +53,7 @@ class Bench:
         source = load(path)
         graph = prepare(source)
         probes = probe_shapes(graph, source, {})
-        samples = synthetic_samples(input_specs(source.proto), sizes=probes[0].inputs, count=SYNTHETIC, seed=0)
+        samples = pick_samples(source, run.settings, probes[0])
         self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
 
     def agreement(self, settings: Settings) -> float:
@@ -88,7 +87,9 @@ def main() -> None:
     table = []
     for criterion, compensation, found in rows(arguments.shared):
         table.append((float(np.mean(found)), criterion, compensation))
-        print(f"{criterion:8} {compensation:10}", *(f"{v:6.2f}" for v in found), f"  mean {table[-1][0]:.2f}", flush=True)
+        print(
+            f"{criterion:8} {compensation:10}", *(f"{v:6.2f}" for v in found), f"  mean {table[-1][0]:.2f}", flush=True
+        )
     print("best:", *max(table)[1:])
 
 

@@ -1,4 +1,4 @@
-"""A model above 2 GB goes through: peak memory of the process tree against the model's size, and the time of each stage.
+"""A model above 2 GB goes through: peak memory of the process tree against the model, and the time of each stage.
 
     python tools/large_model.py [--width 8192] [--layers 10] [--ratio 0.5] [--folder DIR]
 

@@ -108,6 +108,7 @@ class Flow:
     scale, offset: broadcast against the tensor.
     moments: (mean, spread) that BatchNormalization guarantees on the training set: (beta, |gamma|).
     elementwise: a `same` flow that is the node run on each number alone. keeps_mean: it averages or repeats.
+    equivariant: f(a x + c) = a f(x) + c for a > 0, as pools are.
     """
 
     kind: Literal["same", "affine", "sum", "move", "private"]
@@ -119,6 +120,7 @@ class Flow:
     node: str = ""
     elementwise: bool = False
     keeps_mean: bool = False
+    equivariant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,8 @@ def _accept(
     limit: float,
 ) -> Donors:  # fmt: skip
     """The cheapest candidate if its likeness reaches the threshold, with the affine tail of both applied."""
+    if value.barred is not None:
+        cost = np.where(value.barred[kept] | value.barred[removed][:, None], np.inf, cost)
     if value.scale is not None:  # a donor whose tail is 0 cannot be scaled back
         cost = np.where(value.scale[kept] == 0, np.inf, cost)
     best = np.where(np.isfinite(likeness), cost, np.inf).argmin(1)

@@ -34,7 +34,7 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         console.print(_refusals(report) if verbose else _refusal_line(report), highlight=False)
     if verbose and report.stages:
         console.print(_stages(report))
-    target = f"  {report.output.path}" if report.output.path else "  dry run: nothing written"
+    target = f"  {report.output.path}" if report.output.path else "  dry run: no model written"
     console.print(f"{report.elapsed_s:.1f} s{escape(target)}", highlight=False, soft_wrap=True)
 
 

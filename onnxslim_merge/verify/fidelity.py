@@ -90,7 +90,9 @@ def check_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     """
     constants = [{t.name for t in m.graph.initializer} for m in (before, after)]
     inputs = [[v for v in m.graph.input if v.name not in c] for m, c in zip((before, after), constants, strict=True)]
-    for kind, old, new in (("input", *inputs), ("output", before.graph.output, after.graph.output)):
+    outputs = [list(m.graph.output) for m in (before, after)]
+    sides: dict[str, list[list[onnx.ValueInfoProto]]] = {"input": inputs, "output": outputs}
+    for kind, (old, new) in sides.items():
         names = [value.name for value in old], [value.name for value in new]
         if names[0] != names[1]:
             raise VerifyError(f"the {kind}s changed from {', '.join(names[0])} to {', '.join(names[1]) or 'none'}")

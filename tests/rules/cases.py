@@ -786,7 +786,12 @@ case(
     "ReduceMean works along this axis",
 )
 case("reduce_sum_of_nothing", dense("u = ReduceSum <noop_with_empty_axes = 1> (a)"))
-case("reduce_sum_axes_are_an_input", conv("u = ReduceSum (a, ax)").replace("8] x)", "8] x, int64[1] ax)"), "")
+case(
+    "reduce_sum_axes_are_an_input",
+    conv("u = Relu (a) t = ReduceSum (a, ax)", out="float[N, 4, P, Q] y, float[R, S, T, U] t").replace("8] x)", "8] x, int64[1] ax)"),
+    "",
+    ("its axes are not constant", "graph output"),
+)
 case("arg_max_over_space", conv("i = ArgMax <axis = 2> (a) u = Cast <to = 1> (i)"))
 case("arg_max_over_channels", conv("i = ArgMax <axis = 1> (a) u = Cast <to = 1> (i)").replace(
     "float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"), "", "ArgMax works along this axis")  # fmt: skip
@@ -893,11 +898,12 @@ case(
       y = MatMul (t, v) }""",
 )
 case(
-    "reshape_target_is_an_input",
-    conv("u = Reshape (a, s)").replace("8] x)", "8] x, int64[4] s)"),
+    "reshape_target_depends_on_an_input",
+    conv("o = Mul (s, z) q = Add (o, to) u = Reshape (a, q)", "int64 z = {0}, int64[4] to = {0, 10, 8, 8}").replace(
+        "8] x)", "8] x, int64[4] s)"),
     "",
-    sizes=(),
-)
+    "the target shape of Reshape cannot be rewritten",
+)  # fmt: skip
 
 # -- numbers of channels that the graph reads from shapes -------------------------------------------------------------
 
@@ -1200,8 +1206,9 @@ case("slice_two_parts_added", conv("d = Slice (a, o, m, ax) e = Slice (a, m, z, 
 case("slice_overlapping_parts", conv("d = Slice (a, o, m, ax) e = Slice (a, o2, z, ax) u = Concat <axis = 1> (d, e, a)",
      "int64[1] o = {0}, int64[1] m = {6}, int64[1] o2 = {4}, int64[1] z = {10}, int64[1] ax = {1}").replace(
     "float[4, 10, 1, 1] v", "float[4, 22, 1, 1] v"))  # fmt: skip
-case("slice_bounds_are_inputs", conv("u = Slice (a, lo, hi, ax)", "int64[1] ax = {1}").replace("8] x)", "8] x, int64[1] lo, int64[1] hi)"),
-     "", "the bounds of Slice cannot be rewritten", sizes=())  # fmt: skip
+case("slice_bounds_depend_on_an_input", conv("h = Add (lo, five) u = Slice (a, lo, h, ax)",
+     "int64[1] ax = {1}, int64[1] five = {5}, float[4, 5, 1, 1] q", **_ONE).replace("8] x)", "8] x, int64[1] lo)"),
+     "", "the bounds of Slice cannot be rewritten")  # fmt: skip
 
 _PADDED = "float[4, 15, 1, 1] q"
 case("pad_channels_with_zeros", conv("r = Relu (a) u = Pad (r, p)", _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}", **_ONE))
@@ -1240,7 +1247,7 @@ case(
     conv("t = Gather <axis = 3> (a, i) p = Gather <axis = 2> (t, i)", "int64 i = {2}, float[10, 4] q", last="y = Gemm (p, q, c)",
          out="float[N, 4] y"),
 )  # fmt: skip
-case("gather_with_a_matrix_of_indices", conv("g5 = Gather <axis = 2> (a, i) u = ReduceSum (g5, ax)",
+case("gather_with_a_matrix_of_indices", conv("g5 = Gather <axis = 2> (a, i) u = ReduceSum <keepdims = 0> (g5, ax)",
      "int64[2, 3] i = {0, 1, 2, 3, 4, 5}, int64[1] ax = {2}"))  # fmt: skip
 case(
     "gather_from_an_embedding",

@@ -14,4 +14,5 @@ def pool(c: Scope) -> None:
         return c.freeze_all("the indices of MaxPool are used")
     c.axes("n c * -> n c *")
     average = c.op.endswith("AveragePool")
-    return c.flow("same", [0], degree=Degree.LINEAR if average else Degree.HOMOGENEOUS, keeps_mean=average)
+    degree = Degree.LINEAR if average else Degree.HOMOGENEOUS
+    return c.flow("same", [0], degree=degree, keeps_mean=average, equivariant=not c.op.endswith("LpPool"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from onnxslim_merge.errors import OutputError
 
@@ -21,13 +24,36 @@ def write_atomically(path: Path, data: bytes) -> None:
 def written_together(files: Mapping[Path, bytes]) -> Iterator[None]:
     """Put all files in place, then run the body. If anything fails, the body too, every path is as it was before.
 
-    Raises OutputError if a file cannot be written.
+    Ctrl-C waits until all is done. Raises OutputError if a file cannot be written.
     """
-    with ExitStack() as stack:
+    with _uninterrupted(), ExitStack() as stack:
         written = [(path, stack.enter_context(_temporary(path, data))) for path, data in files.items()]
         for path, temporary in written:
             stack.enter_context(_replaced(path, temporary))
         yield
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold the first Ctrl-C back until the body is done; the second one acts at once, in case a disk hangs."""
+    usual = signal.getsignal(signal.SIGINT)
+    if not callable(usual) or threading.current_thread() is not threading.main_thread():
+        yield  # no handler of Python's, or none that could be replaced from here
+        return
+    held: list[tuple[int, FrameType | None]] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append((number, frame))
+        if len(held) > 1:
+            usual(number, frame)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if len(held) == 1:
+            usual(*held[0])
 
 
 @contextmanager

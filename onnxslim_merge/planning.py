@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.claims import Consumer, Flow, Producer
+from onnxslim_merge.channels.claims import Consumer, Count, Flow, Producer
 from onnxslim_merge.channels.labels import Arrays, varying
 from onnxslim_merge.compensation import Solution
 from onnxslim_merge.errors import InternalError
@@ -34,7 +34,9 @@ class Planner:
         self._copies: dict[str, str] = {}  # edited weight -> the constant whose labels it has
         self._edited: dict[str, tuple[int, Stays]] = {}  # edited bias -> its output axis, and what stays there
         self._uses = Counter(analysis.inputs.values())
+        self._replaced = Counter[str]()  # constant -> at how many slots new values take its place
         self._taken = set(self._uses) | set(analysis.labels)
+        self._nodes = {node.name: node for node in analysis.graph.nodes}
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -53,7 +55,8 @@ class Planner:
 
     def gathers(self) -> Iterator[Gather]:
         """What every constant keeps along each axis; edited biases along their output axis."""
-        sources = {name: name for name in self.analysis.constants} | self._copies
+        used = {n: n for n in self.analysis.constants if n not in self._replaced or self._replaced[n] < self._uses[n]}
+        sources = used | self._copies
         for name, original in sources.items():
             if name in self._edited:
                 continue
@@ -71,8 +74,15 @@ class Planner:
             stays = np.ones(count.labels[0].shape[0], bool)
             for rows in count.labels:
                 stays &= self.mask[rows].any(1)
-            if not stays.all():
+            # a bound counted from the end is wrong as soon as anything behind it goes
+            if not stays.all() or (self._literal(count) < 0 and not self.mask.all()):
                 yield Number(count.node, count.name, count.index, int(stays.sum()))
+
+    def _literal(self, count: Count) -> int:
+        if not count.node:
+            return int(np.asarray(self.analysis.constants[count.name].values).ravel()[count.index or 0])
+        value = self._nodes[count.node].attrs.get(count.name)
+        return int(value[count.index or 0] if isinstance(value, list) else value or 0)
 
     def masks(self) -> Iterator[Mask]:
         """Zeros for the twin, at every consumer that loses channels."""
@@ -90,6 +100,7 @@ class Planner:
             self._edit_bias(self.analysis.consumers[index], gain)
 
     def _edit_weight(self, consumer: Consumer, values: NDArray[Any]) -> None:
+        self._replaced[consumer.weight] += 1
         name = self._name(consumer.weight, consumer.node)
         self._copies[name] = consumer.weight
         self._add_edit(consumer.node, consumer.slot, name, values)
@@ -101,6 +112,7 @@ class Planner:
         line = (gain / slot.gain).reshape((-1,) + (1,) * trailing)
         values = self.analysis.weight(old) + line if old else line
         dtype = np.dtype(self.analysis.constants[old or consumer.weight].dtype)
+        self._replaced[old] += 1
         name = self._name(old, slot.node) if old else self._unique(f"{slot.node}.bias")
         arrays = self.analysis.labels.get(consumer.output, [])
         self._edited[name] = (values.ndim - 1 - trailing, self.stays(arrays, slot.axis, gain.size))

@@ -52,8 +52,8 @@ class Settings:
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     """
 
-    criterion: Criterion = "l2"
-    compensation: Compensation = "mean+merge"
+    criterion: Criterion = "consumer"
+    compensation: Compensation = "mean"
     ratio: float = 0.5
     ratio_for: tuple[RatioRule, ...] = ()
     scope: Scope = "all"

@@ -98,11 +98,16 @@ def _join(flow: Flow, inputs: list[Value]) -> Value:
 
 
 def _same(flow: Flow, value: Value) -> Value:
-    """A function behind a f + c: a linear one keeps both, a pool where the scale is positive, the rest neither."""
-    if flow.degree == Degree.LINEAR:
+    """A function behind a f + c: an average keeps both, a pool where the scale is positive, the rest neither.
+
+    A linear function that does not keep constants (Neg, ReduceSum) is good for a scale, but what is added behind it is
+    no bias in front of it.
+    """
+    if flow.degree == Degree.LINEAR and flow.equivariant:
         return value
-    if value.scale is None and value.offset is None:
-        return replace(value, degree=max(value.degree, flow.degree))
+    bare = value.scale is None and value.offset is None
+    if bare or (flow.degree == Degree.LINEAR and (value.offset is None or not value.offset.any())):
+        return replace(value, degree=max(value.degree, flow.degree, Degree.HOMOGENEOUS))
     if flow.equivariant and value.scale is not None:
         barred = (value.scale <= 0) | (False if value.barred is None else value.barred)
         return replace(value, degree=max(value.degree, flow.degree), barred=barred)

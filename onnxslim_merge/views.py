@@ -89,12 +89,13 @@ class Views:
         return _times(consumer.gain, self.matrix(consumer.weight, consumer.axis, consumer.out_axis))
 
     def bias(self, slot: BiasSlot, size: int) -> Floats:
-        """The effective bias that a slot holds now, (size,); zeros where there is none or it depends on the batch."""
+        """The effective bias that a slot holds now, (size,); zeros where there is none or it differs by position."""
         name = self.analysis.inputs.get((slot.node, slot.slot)) if slot.slot is not None else None
         if not name:
             return np.zeros(size)
         values = self.analysis.weight(name)
-        if values.size not in (1, size):
+        axis = values.ndim - 1 - (0 if slot.vector else slot.rank - slot.axis - 1)
+        if any(n != 1 for a, n in enumerate(values.shape) if a != axis):
             return np.zeros(size)
         return slot.gain * np.broadcast_to(values.ravel(), size)
 

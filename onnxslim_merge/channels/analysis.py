@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxslim_merge.channels import rules  # noqa: F401 - fills the registry
 from onnxslim_merge.channels.cells import Cell, find_cells
 from onnxslim_merge.channels.claims import Consumer, Count, Flow, Producer, Refusal
-from onnxslim_merge.channels.elements import LIMIT, constant_elements, trace
+from onnxslim_merge.channels.elements import LIMIT, constant_elements, refuse_shared, trace, use
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
 from onnxslim_merge.channels.registry import find_rule
 from onnxslim_merge.channels.scope import Scope, Walk
@@ -92,6 +92,9 @@ def _walk(graph: gs.Graph, probe: Probe) -> Walk:
                 walk.refuse(walk.labels.get(tensor.name, []), reason)
     for tensor in graph.outputs:
         walk.refuse(walk.labels.get(tensor.name, []), Refusal(tensor.name, None, tensor.name, "output", "graph output"))
+    for name in sorted(exposed):
+        use(name, name, "output" if name not in captured else "subgraph", "is used outside", walk)
+    refuse_shared(walk)
     for name in captured & constants.keys():
         walk.refuse(walk.labels.get(name, []), Refusal(name, None, name, "subgraph", "used inside a subgraph"))
     _tie_rectangles(walk)
@@ -132,7 +135,10 @@ def _visit(node: gs.Node, walk: Walk) -> None:
             for tensor in node.outputs:
                 walk.labels.pop(tensor.name, None)
     if not missing:
-        trace(node, walk)
+        return trace(node, walk)
+    for tensor in node.inputs:
+        use(tensor.name, c.name, c.op, "is computed with", walk)
+    return None
 
 
 def _captured(graph: gs.Graph) -> Iterator[str]:

@@ -108,7 +108,7 @@ class Flow:
     scale, offset: broadcast against the tensor.
     moments: (mean, spread) that BatchNormalization guarantees on the training set: (beta, |gamma|).
     elementwise: a `same` flow that is the node run on each number alone. keeps_mean: it averages or repeats.
-    equivariant: f(a x + c) = a f(x) + c for a > 0, as pools are.
+    equivariant: f(a x + c) = a f(x) + c for a > 0, as pools are; a linear one for every a.
     """
 
     kind: Literal["same", "affine", "sum", "move", "private"]

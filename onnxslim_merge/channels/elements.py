@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim_merge.channels.claims import Refusal
+from onnxslim_merge.channels.labels import on_axis
 from onnxslim_merge.channels.scope import Element, Scope, Walk
 
 LIMIT = 1024
@@ -82,15 +83,26 @@ def trace(node: gs.Node, walk: Walk) -> None:
         if found is not None:
             walk.elements[c.output()] = found
             return
-    for slot in range(len(node.inputs)):
-        if slot in JUDGED.get(node.op, ()) or not c.has(slot):
-            continue
-        for element in walk.elements.get(c.tensor(slot), ()):
-            labels = c.counted(element)
-            if labels and element is not None:
-                walk.refuse(
-                    labels, Refusal(element[1], element[2], c.name, c.op, "its number of channels is computed with")
-                )
+    for slot in (s for s in range(len(node.inputs)) if c.has(s)):
+        use(c.tensor(slot), c.name, c.op, "is computed with", walk, judged=slot in JUDGED.get(node.op, ()))
+
+
+def use(tensor: str, node: str, op_type: str, what: str, walk: Walk, *, judged: bool = False) -> None:
+    """Where tracing ends: numbers of channels freeze, unless the rule judges them; constants are used once more."""
+    for element in walk.elements.get(tensor, ()):
+        if element is not None and element[0] == "const":
+            walk.uses[element[1:]] += 1
+        elif element is not None and not judged:
+            labels = on_axis(walk.labels.get(element[1], []), element[2])
+            walk.refuse(labels, Refusal(element[1], element[2], node, op_type, f"its number of channels {what}"))
+
+
+def refuse_shared(walk: Walk) -> None:
+    """A number that counts channels in one place, and is used in another, cannot be rewritten."""
+    for count in walk.counts:
+        if not count.node and walk.uses[count.name, count.index or 0] > 1:
+            reason = "the number that counts them is also used elsewhere"
+            walk.refuse(list(count.labels), Refusal(count.name, 0, count.name, "constant", reason))
 
 
 def _traced_inputs(c: Scope) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ class Walk:
     counts: list[Count] = field(default_factory=list)
     joins: list[Ids] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    uses: Counter[tuple[str, int]] = field(default_factory=Counter)  # of an element of a constant, where tracing ends
 
     def refuse(self, labels: Sequence[Ids], refusal: Refusal) -> None:
         """Freeze `labels` for one reason; no labels, no refusal."""
@@ -178,7 +180,10 @@ class Scope:
                 if letter == "*":
                     self.freeze_axis(slot, axis, f"{self.op} mixes this axis")
                 elif letter == "...":
-                    passed += [a for a in on_axis(self.labels(slot), axis) if not any(a is b for b in passed)]
+                    # what also varies along an axis with a letter is refused there, and does not fit the output
+                    found = on_axis(self.labels(slot), axis)
+                    found = [a for a in found if all(letters[x] == "..." for x in varying(a))]
+                    passed += [a for a in found if not any(a is b for b in passed)]
                 else:
                     places.setdefault(letter, []).append((slot, axis))
         united = {letter: self._unite_letter(spots) for letter, spots in places.items()}
@@ -194,11 +199,16 @@ class Scope:
         united = self.unite(parts, spots[0][1])
         return united[0] if united else None
 
-    def elementwise(self, slots: Sequence[int]) -> Arrays:
-        """Broadcast the arrays of `slots` against each other, as the values do; returns those of the output."""
+    def elementwise(self, slots: Sequence[int], without: int | None = None) -> Arrays:
+        """Broadcast the arrays of `slots` against each other, as the values do; returns those of the output.
+
+        without: leave out what varies along this axis.
+        """
         rank = len(self.out_shape())
         inputs = [(s, (1,) * (rank - len(self.shape(s))) + self.shape(s)) for s in slots]
         arrays = {s: [lift(a, rank) for a in self.labels(s)] for s in slots}
+        if without is not None:
+            arrays = {s: [a for a in found if a.shape[without] == 1] for s, found in arrays.items()}
         result: Arrays = []
         for block in _blocks([a for group in arrays.values() for a in group]):
             parts = [
@@ -259,6 +269,10 @@ class Scope:
         if element is None or element[0] != "dim":
             return []
         return on_axis(self.walk.labels.get(element[1], []), element[2])
+
+    def read(self, slot: int, index: int) -> Arrays:
+        """`counted` for element `index` of integer input `slot`, which may be absent."""
+        return self.counted(self.element(slot, index)) if self.has(slot) else []
 
     def counts_element(self, slot: int, index: int, arrays: Arrays, axis: int) -> bool:
         """Element `index` of integer input `slot` holds how many indices of `arrays` there are along `axis`.

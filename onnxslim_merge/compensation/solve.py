@@ -95,7 +95,7 @@ class Solver:
         axes = (consumer.axis, consumer.out_axis)
         shape = [old.shape[a] for a in axes] + [n for a, n in enumerate(old.shape) if a not in axes]
         values = np.moveaxis(self._weights.pop(index).reshape(shape), (0, 1), axes)
-        self.solution.weights[index] = np.ascontiguousarray(values.astype(np.dtype(old.dtype)))
+        self.solution.weights[index] = np.ascontiguousarray(values, np.dtype(old.dtype))
 
 
 def _add_columns(weight: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats) -> None:

@@ -84,7 +84,7 @@ def _draw(
     if is_float(spec.dtype):
         return rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
     if spec.dtype.kind == "b":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)  # a scalar would come as no array
     if spec.dtype.kind in "iu":
         low, high = int_range or (0, 2)
         return rng.integers(low, high, size=shape).astype(spec.dtype)

@@ -26,7 +26,7 @@ def unary(c: Scope) -> None:
         c.refuse(c.labels(0), 0, None, f"the second output of {c.op} is used")
     constant = all(c.is_constant(s) for s in range(1, len(c.node.inputs)) if c.has(s))
     degree = Degree.LINEAR if c.op in LINEAR else Degree.HOMOGENEOUS if c.op in HOMOGENEOUS else Degree.OTHER
-    c.flow("same", [0], degree=degree, elementwise=constant)
+    c.flow("same", [0], degree=degree, elementwise=constant, equivariant=c.op in {"Identity", "Dropout"})
 
 
 @rule("Cast")
@@ -34,7 +34,8 @@ def cast(c: Scope) -> None:
     """Every axis passes; to another float type the value stays, to integers it is rounded."""
     c.give(list(c.labels(0)))
     to_float = int(c.attr("to")) in (1, 10, 11, 16)
-    c.flow("same", [0], degree=Degree.LINEAR if to_float else Degree.OTHER, elementwise=to_float)
+    degree = Degree.LINEAR if to_float else Degree.OTHER
+    c.flow("same", [0], degree=degree, elementwise=to_float, equivariant=to_float)
 
 
 @rule("PRelu")
@@ -85,7 +86,7 @@ def _affine(c: Scope, x: int) -> None:
 
 @rule("Sum", "Mean", "Max", "Min")
 def variadic(c: Scope) -> None:
-    """Sum and Mean are jointly linear, Max and Min jointly homogeneous; a constant among them ends that."""
+    """Sum is jointly linear, Mean, Max and Min jointly homogeneous; a constant among them ends that."""
     slots = [s for s in range(len(c.node.inputs)) if c.has(s)]
     c.give(c.elementwise(slots))
     live = [s for s in slots if not c.is_constant(s)]
@@ -93,7 +94,7 @@ def variadic(c: Scope) -> None:
     if len(labelled) > 1:
         c.walk.joins += [a for s in labelled for a in c.labels(s)]
     if len(live) == len(slots) == len(labelled):
-        linear = c.op in {"Sum", "Mean"}
+        linear = c.op == "Sum" and len({c.tensor(s) for s in slots}) == len(slots)
         return c.flow("sum", live, degree=Degree.LINEAR if linear else Degree.HOMOGENEOUS)
     alike = len(labelled) == 1 and all(c.constant(s).size == 1 for s in slots if c.is_constant(s))
     return c.flow("same" if alike else "private", labelled, degree=Degree.OTHER)

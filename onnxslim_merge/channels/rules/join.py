@@ -19,11 +19,7 @@ def concat(c: Scope) -> None:
     joined = [_vector(c, s, axis) for s in slots]
     for array in [a for s in slots for a in c.labels(s) if a.shape[axis] > 1 and len(varying(a)) > 1]:
         c.refuse([array], None, axis, "a rectangle of channels is joined")
-    others: Arrays = []
-    for other in (x for x in range(rank) if x != axis):
-        parts = [(s, [a for a in on_axis(c.labels(s), other) if len(varying(a)) == 1], c.shape(s)[other] > 1)
-                 for s in slots]  # fmt: skip
-        others += c.unite(parts, other)
+    others = c.elementwise(slots, without=axis)
     labelled = [ids for ids in joined if ids is not None]
     if not labelled:
         return c.give(others)
@@ -58,12 +54,14 @@ def split(c: Scope) -> None:
         c.give([a for a in c.labels(0) if a.shape[axis] == 1] + part, index)
         c.flow("move", [0], index)
         start += size
+        reads = c.read(1, index)
         if not part:
+            c.refuse(reads, 0, axis, "their number splits another tensor")
             continue
         if not c.has(1) and "split" in c.node.attrs:
             c.counts_attribute("split", part, axis, index)
         elif not (c.has(1) and c.counts_element(1, index, part, axis)):
-            c.freeze_axis(0, axis, "the sizes of Split cannot be rewritten")
+            c.refuse(part + reads, 0, axis, "the sizes of Split cannot be rewritten")
 
 
 @rule("Slice")
@@ -75,16 +73,17 @@ def slice_rule(c: Scope) -> None:
         return c.freeze_all("the bounds of Slice are not known")
     arrays = list(c.labels(0))
     for i, axis in enumerate(int(a) % rank for a in axes):
-        found, size = on_axis(arrays, axis), c.shape(0)[axis]
+        found, size, reads = on_axis(arrays, axis), c.shape(0)[axis], c.read(1, i) + c.read(2, i)
         if not found:
+            c.refuse(reads, 0, axis, "their number cuts another tensor")
             continue
         start, end, step = slice(starts[i], ends[i], steps[i]).indices(size)
         if step != 1:
-            c.refuse(found, 0, axis, f"Slice takes every {step}th channel")
+            c.refuse(found + reads, 0, axis, f"Slice takes every {step}th channel")
         elif not all(
             _bound(c, k, name, i, found, axis, to) for k, name, to in ((1, "starts", start), (2, "ends", end))
         ):
-            c.refuse(found, 0, axis, "the bounds of Slice cannot be rewritten")
+            c.refuse(found + reads, 0, axis, "the bounds of Slice cannot be rewritten")
         arrays = [np.take(a, range(start, end, step), axis) if a.shape[axis] > 1 else a for a in arrays]
     c.give(arrays)
     return c.flow("move", [0])
@@ -103,7 +102,7 @@ def _bounds(c: Scope) -> list[list[int] | None]:
 def _bound(c: Scope, slot: int, name: str, index: int, found: Arrays, axis: int, to: int) -> bool:
     """Claim that a bound counts the channels before it; 0 and the end stay as they are."""
     if to == 0 or to == c.shape(0)[axis]:
-        return not (c.has(slot) and c.counted(c.element(slot, index)))
+        return not c.read(slot, index)
     before = [np.take(a, range(to), axis) for a in found]
     if name in c.node.attrs:
         c.counts_attribute(name, before, axis, index)
@@ -119,6 +118,8 @@ def pad(c: Scope) -> None:
     axes = (c.integers(3) if c.has(3) else None) or list(range(rank))
     if pads is None:
         return c.freeze_all("the pads are not known")
+    for place in range(len(pads)):
+        c.refuse(c.read(1, place), None, None, "their number pads another tensor")
     arrays = list(c.labels(0))
     for i, axis in enumerate(int(a) % rank for a in axes):
         ends = (pads[i], pads[len(axes) + i])

@@ -15,4 +15,6 @@ def pool(c: Scope) -> None:
     c.axes("n c * -> n c *")
     average = c.op.endswith("AveragePool")
     degree = Degree.LINEAR if average else Degree.HOMOGENEOUS
-    return c.flow("same", [0], degree=degree, keeps_mean=average, equivariant=not c.op.endswith("LpPool"))
+    padded = average and c.attr("count_include_pad", 0) and any(c.attr("pads", ()))  # zeros enter the average
+    keeps = not padded and not c.op.endswith("LpPool")
+    return c.flow("same", [0], degree=degree, keeps_mean=average, equivariant=keeps)

@@ -16,15 +16,16 @@ HOMOGENEOUS = {"ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 )  # fmt: skip
 def reduction(c: Scope) -> None:
     """Axes from the attribute or input 1; none means all, unless noop_with_empty_axes."""
-    axes = c.integers(1) if c.has(1) else c.attr("axes")
-    if c.has(1) and axes is None:
+    if c.has(1) and not c.is_constant(1):
         return c.freeze_all("its axes are not constant")
+    axes = c.integers(1) if c.has(1) else c.attr("axes")
     rank = len(c.shape(0))
     if not axes:
         axes = [] if c.attr("noop_with_empty_axes", 0) else range(rank)
     _drop(c, {int(a) % rank for a in axes})
     degree = Degree.LINEAR if c.op in LINEAR else Degree.HOMOGENEOUS if c.op in HOMOGENEOUS else Degree.OTHER
-    return c.flow("same", [0], degree=degree, keeps_mean=c.op == "ReduceMean")
+    keeps = c.op in {"ReduceMean", "ReduceMax", "ReduceMin"}
+    return c.flow("same", [0], degree=degree, keeps_mean=c.op == "ReduceMean", equivariant=keeps)
 
 
 @rule("ArgMax", "ArgMin")
@@ -38,7 +39,7 @@ def arg_extreme(c: Scope) -> None:
 def cumulative(c: Scope) -> None:
     """Sums along one axis, which freezes."""
     axis = c.integers(1)
-    if axis is None:
+    if axis is None or not c.is_constant(1):
         return c.freeze_all("its axis is not constant")
     c.freeze_axis(0, axis[0] % len(c.shape(0)), "CumSum works along this axis")
     c.give(list(c.labels(0)))

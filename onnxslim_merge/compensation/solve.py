@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,14 +46,14 @@ def solve(
 
 
 class Solver:
-    """Weights under way, as (inputs, outputs, taps) in float64 until the last cell of a consumer is done."""
+    """Rows under way, in float64, until the last cell of a consumer is done."""
 
     def __init__(self, views: Views, statistics: Statistics | None, settings: Settings) -> None:
         """Nothing solved yet; `open` counts the cells that a consumer still waits for."""
         self.views, self.statistics, self.settings = views, statistics, settings
         self.solution = Solution()
         self.open: Counter[int] = Counter()
-        self._weights: dict[int, Floats] = {}
+        self._rows: dict[int, list[tuple[NDArray[np.int64], Floats]]] = {}
 
     def absorb(
         self, cell: Cell, columns: Columns, kept: NDArray[np.int64], values: Mapping[str, Value]
@@ -72,8 +72,7 @@ class Solver:
             taken *= (source >= 0)[..., None, None]
         found = donors.donor >= 0
         if found.any():
-            weight = self._weights.setdefault(columns.consumer, original.copy())
-            _add_columns(weight, columns.positions, donors, taken)
+            self._rows.setdefault(columns.consumer, []).extend(_merged(original, columns.positions, donors, taken))
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
         if self.statistics is not None and "mean" in self.settings.compensation:
             mean = self.statistics.at(cell, columns).mean
@@ -86,26 +85,28 @@ class Solver:
         return int(found.sum()), why
 
     def _close(self, index: int) -> None:
-        """Once no cell is open any more, give the weight its own layout and type again: half the memory and less."""
+        """Once no cell is open any more, write the new rows into a copy of the weight, in its own layout and type."""
         self.open[index] -= 1
-        if self.open[index] > 0 or index not in self._weights:
+        if self.open[index] > 0 or index not in self._rows:
             return
         consumer = self.views.analysis.consumers[index]
-        old = self.views.analysis.constants[consumer.weight]
-        axes = (consumer.axis, consumer.out_axis)
-        shape = [old.shape[a] for a in axes] + [n for a, n in enumerate(old.shape) if a not in axes]
-        values = np.moveaxis(self._weights.pop(index).reshape(shape), (0, 1), axes)
-        self.solution.weights[index] = np.ascontiguousarray(values, np.dtype(old.dtype))
+        weight = np.array(self.views.analysis.constants[consumer.weight].values)
+        inputs_first = np.moveaxis(weight, (consumer.axis, consumer.out_axis), (0, 1))
+        for place, rows in self._rows.pop(index):
+            inputs_first[place] = rows.reshape(place.size, *inputs_first.shape[1:])
+        self.solution.weights[index] = weight
 
 
-def _add_columns(weight: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats) -> None:
-    """weight[donor's position] += scale x removed column, position by position, in place."""
+def _merged(
+    original: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """For each of the m positions: the donors' places, and their original + scale x removed rows."""
     found = np.flatnonzero(donors.donor >= 0)
     targets, owner = np.unique(donors.donor[found], return_inverse=True)
     share = csr_array((donors.scale[found], (owner, found)), shape=(targets.size, taken.shape[0]))
     for m in range(place.shape[1]):
         added = share @ taken[:, m].reshape(taken.shape[0], -1)
-        weight[place[targets, m]] += added.reshape(targets.size, *taken.shape[2:])
+        yield place[targets, m], original[place[targets, m]] + added.reshape(targets.size, *taken.shape[2:])
 
 
 def _donors(

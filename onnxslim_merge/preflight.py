@@ -15,6 +15,7 @@ from onnxslim_merge.model_io import Source
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.report.model import Report
 from onnxslim_merge.runtime import load_onnxruntime, one_line, resolve_providers
+from onnxslim_merge.samples import input_specs
 from onnxslim_merge.settings import Settings
 
 Named = tuple[str, Path]  # a file, and what a message calls it
@@ -61,7 +62,8 @@ def check_targets(targets: Targets, inputs: Sequence[Named]) -> None:
 
 
 def check_options(settings: Settings, source: Source, *, measures: bool) -> None:
-    """Raise what a later stage would: UsageError, MissingExtraError or VerifyError. measures: not in a dry run."""
+    """Raise what a later stage would, so that it is no surprise then: a SlimError. measures: not in a dry run."""
+    input_specs(source.proto)
     outputs = [output.name for output in source.proto.graph.output]
     name = settings.score_output
     if measures and name is not None and name not in outputs:

@@ -81,26 +81,23 @@ def _run(runner: Runner, graph: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) 
 
 
 def _patterns(graph: gs.Graph, given: Mapping[str, tuple[int, ...]]) -> _Patterns:
-    patterns: _Patterns = {}
-    for tensor in graph.inputs:
-        shape = list(tensor.shape or ())
-        fixed = given.get(tensor.name)
-        if fixed is not None and (
-            len(fixed) != len(shape)
-            or any(isinstance(s, int) and s > 0 and s != f for s, f in zip(shape, fixed, strict=True))
-        ):
-            raise UsageError(f"--input-shapes {tensor.name}: {list(fixed)} does not fit the model's {shape}")
-        patterns[tensor.name] = [
-            fixed[i]
-            if fixed is not None
-            else s
-            if isinstance(s, int) and s > 0
-            else _Free(_key(tensor.name, i, s), i == 0)
-            for i, s in enumerate(shape)
-        ]
-    if unknown := set(given) - set(patterns):
-        raise UsageError(f"--input-shapes {sorted(unknown)[0]}: no such input; the model has {', '.join(patterns)}")
-    return patterns
+    if unknown := set(given) - {t.name for t in graph.inputs}:
+        names = ", ".join(t.name for t in graph.inputs)
+        raise UsageError(f"--input-shapes {sorted(unknown)[0]}: no such input; the model has {names}")
+    leading = {_key(t.name, 0, t.shape[0]) for t in graph.inputs if t.shape}
+    return {t.name: _pattern(t, given.get(t.name), leading) for t in graph.inputs}
+
+
+def _pattern(tensor: gs.Tensor, given: tuple[int, ...] | None, leading: set[str]) -> list[int | _Free]:
+    shape = list(tensor.shape or ())
+    if given is None:
+        keys = [_key(tensor.name, axis, size) for axis, size in enumerate(shape)]
+        free = [_Free(key, key in leading) for key in keys]
+        return [size if isinstance(size, int) and size > 0 else axis for size, axis in zip(shape, free, strict=True)]
+    fixed = [size if isinstance(size, int) and size > 0 else 0 for size in shape]
+    if len(given) != len(shape) or any(size not in (0, want) for size, want in zip(fixed, given, strict=True)):
+        raise UsageError(f"--input-shapes {tensor.name}: {list(given)} does not fit the model's {shape}")
+    return list(given)
 
 
 def _key(name: str, axis: int, symbol: object) -> str:

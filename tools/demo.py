@@ -2,7 +2,8 @@
 
     python tools/demo.py [OPTION ...]
 
-Options go to `python -m onnxslim_merge` as they are, for example `--criterion l1 --verbose`.
+Options go to `python -m onnxslim_merge` as they are, for example `--criterion l1 --verbose`; those that the demo sets
+itself can be given otherwise.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import onnxruntime as ort
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "lenet_300_100_fashionmnist.onnx"
 SLICE = ROOT / "models" / "fashion_mnist_slice.npz"
-OUT = ROOT / "build" / "demo"
+OUT = Path("build", "demo")  # below ROOT
 INPUT = "input"
+SETTINGS = {"--ratio": "0.5", "--compensation": "mean+merge"}
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:
@@ -33,21 +35,29 @@ def accuracy(model: Path, images: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float((logits.argmax(1) == labels).mean())
 
 
+def write_calibration(path: Path) -> None:
+    """Save the slice's images without labels as what `--calibration-data` reads."""
+    np.savez(path, **{INPUT: preprocess(np.load(SLICE)["x_calib"])})
+
+
 def main() -> int:
     """Run the demo; returns the command's exit code."""
-    OUT.mkdir(parents=True, exist_ok=True)
+    (ROOT / OUT).mkdir(parents=True, exist_ok=True)
     slim, calibration = OUT / "lenet_slim.onnx", OUT / "calibration.npz"
-    data = np.load(SLICE)
-    np.savez(calibration, **{INPUT: preprocess(data["x_calib"])})
+    write_calibration(ROOT / calibration)
+    (ROOT / slim).unlink(missing_ok=True)
 
-    arguments = [MODEL, slim, "--ratio", "0.5", "--calibration-data", calibration, *sys.argv[1:]]
-    shown = [str(a.relative_to(ROOT)) if isinstance(a, Path) else a for a in arguments]
-    print("$ python -m onnxslim_merge", *shown, flush=True)
-    code = subprocess.run([sys.executable, "-m", "onnxslim_merge", *shown], cwd=ROOT, check=False).returncode
-    if code:
+    given = sys.argv[1:]
+    missing = [s for s in SETTINGS.items() if not any(g.split("=")[0] == s[0] for g in given)]
+    paths = [MODEL.relative_to(ROOT), slim, "--calibration-data", calibration]
+    arguments = [*map(str, paths), *(word for setting in missing for word in setting), *given]
+    print("$ python -m onnxslim_merge", *arguments, flush=True)
+    code = subprocess.run([sys.executable, "-m", "onnxslim_merge", *arguments], cwd=ROOT, check=False).returncode
+    if code or not (ROOT / slim).exists():  # failed, or a dry run
         return code
 
-    before, after = (accuracy(path, data["x_test"], data["y_test"]) for path in (MODEL, slim))
+    data = np.load(SLICE)
+    before, after = (accuracy(path, data["x_test"], data["y_test"]) for path in (MODEL, ROOT / slim))
     print(f"Accuracy on {len(data['y_test'])} test images: {before:.1f}% before, {after:.1f}% after")
     return 0
 

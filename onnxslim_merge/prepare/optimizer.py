@@ -62,8 +62,9 @@ DISABLED = [
     "ClipQuantRewrite",
     "ReluQuantRewrite",
 ]
-# Folding Expand, Tile or ConstantOfShape can blow a file up: above this growth the result is refused.
-_MAX_GROWTH = 16 << 20
+# Folding Expand, Tile or ConstantOfShape can blow a file up, and so can weights that two branches of an If share: above
+# this growth, in bytes and as a share, the result is refused.
+_MAX_GROWTH = (64 << 10, 0.02)
 # What is folded is handed over inline; above this sum nothing big is.
 _MAX_INLINE = 512 << 20
 
@@ -91,7 +92,8 @@ def optimized(graph: gs.Graph, source: Source, custom_ops: Sequence[Path] = ()) 
     for tensor, before in zip([*after.inputs, *after.outputs], [*graph.inputs, *graph.outputs], strict=True):
         if isinstance(tensor, gs.Variable) and isinstance(before, gs.Variable):
             tensor.dtype, tensor.shape = before.dtype, before.shape
-    return after if _bytes(after) - _bytes(graph) <= _MAX_GROWTH else None
+    allowed = max(_MAX_GROWTH[0], _MAX_GROWTH[1] * _bytes(graph))
+    return after if _bytes(after) - _bytes(graph) <= allowed else None
 
 
 class _OnlyAttached(InlineStore):

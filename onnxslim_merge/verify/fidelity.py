@@ -80,7 +80,12 @@ def max_relative_error(reference: Iterable[Outputs], other: Iterable[Outputs]) -
     An all-zero reference makes it absolute; discrete outputs count 1 - share of equal elements. Same errors as
     `compare_outputs`.
     """
-    return max(total.max_relative for total in _accumulate(reference, other).values())
+    return max(relative for relative, _ in largest_errors(reference, other).values())
+
+
+def largest_errors(reference: Iterable[Outputs], other: Iterable[Outputs]) -> dict[str, tuple[float, float]]:
+    """By output: what `max_relative_error` takes the worst of, and max |other - reference|."""
+    return {name: (total.max_relative, total.max_abs) for name, total in _accumulate(reference, other).items()}
 
 
 def check_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:

@@ -267,6 +267,8 @@ class Work:
                 custom_ops=settings.custom_ops,
                 lean=self.source.size_bytes > LARGE,  # without it the runtime holds a second copy of the weights
             )
+            if any(s.speedup_high < 1 for s in speeds) and settings.channel_multiple == 1:
+                self.notes.append("slower: kernels prefer multiples of 8 or 16 channels, try --channel-multiple auto")
         return Outcome(fidelity, count_, error, tuple(speeds), name, size)
 
     def report(self, plan: SlimPlan, outcome: Outcome) -> Report:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from textmodels import parse
 
@@ -32,6 +34,17 @@ WIDE = """wide (float[64, 256] x) => (float[64, 4] y)
   [fc2] b = MatMul (ar, w2)
   br = Relu (b)
   [fc3] y = MatMul (br, w3) }"""
+CNN = """cnn (float[N, 3, 8, 8] x) => (float[N, 5] y)
+<float[8, 3, 3, 3] w1, float[8] g1, float[8] s1, float[8] m1, float[8] var1, float[12, 8, 3, 3] w2, float[12] b2,
+ float[5, 12] w3>
+{ [conv1] a = Conv <pads = [1,1,1,1]> (x, w1)
+  [bn1] n = BatchNormalization (a, g1, s1, m1, var1)
+  [act1] r = Relu (n)
+  [conv2] c = Conv <pads = [1,1,1,1]> (r, w2, b2)
+  [act2] q = Relu (c)
+  [pool] p = GlobalAveragePool (q)
+  [flat] f = Flatten (p)
+  [head] y = Gemm <transB = 1> (f, w3) }"""
 OPAQUE = """opaque (float[N, 6] x) => (float[N, 4] y)
 <float[6, 4] w>
 { h = MatMul (x, w)
@@ -42,6 +55,10 @@ def saved(path: Path, text: str = MLP, **options: int) -> Path:
     """The model `text` as the file `path`."""
     onnx.save(parse(text, **options), path)
     return path
+
+
+def outputs(path: str | Path, x: np.ndarray) -> np.ndarray:
+    return ort.InferenceSession(path, providers=[CPU]).run(None, {"x": x})[0]
 
 
 class Cli:

@@ -225,3 +225,11 @@ def test_progress_shows_the_stage_on_a_terminal():
     with progress(terminal) as show:
         show("measure [1/2]")
     assert "measure [1/2]" in terminal.file.getvalue()
+
+
+def test_long_group_names_keep_their_end_and_are_whole_with_verbose():
+    name = "model/" + "batch_normalization;" * 10 + "conv2d_13/Conv2D1"
+    report = dataclasses.replace(REPORT, groups=(GroupReport(name, 8, 4, "slimmed"),))
+    assert "conv2d_13/Conv2D1" in shown(report, width=200)
+    assert "model/batch" not in shown(report, width=200)
+    assert name in shown(report, width=400, verbose=True)

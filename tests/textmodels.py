@@ -86,9 +86,9 @@ def distance(reference: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> fl
         if a.shape != b.shape or a.dtype != b.dtype or (np.isfinite(a) != np.isfinite(b)).any():
             return float("inf")
         ok = np.isfinite(a)
-        a, b = a[ok].astype(np.float64), b[ok].astype(np.float64)
-        if a.size:
-            worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)))
+        left, right = a[ok].astype(np.float64), b[ok].astype(np.float64)
+        if left.size:
+            worst = max(worst, float(np.abs(left - right).max() / max(np.abs(left).max(), 1e-12)))
     return worst
 
 

@@ -19,6 +19,7 @@ KIB = 1024
 STYLES = {"slimmed": "green", "excluded": "yellow"}
 PROVIDERS = {"CPUExecutionProvider": "CPU", "CUDAExecutionProvider": "CUDA", "TensorrtExecutionProvider": "TensorRT"}
 
+NAME_LIMIT = 48
 Progress = Callable[[str], None]
 
 
@@ -105,7 +106,8 @@ def _fidelity(report: Report) -> Table:
 
 def _groups(groups: Iterable[GroupReport], *, verbose: bool) -> Table:
     """One row for each group, in the given order; where there are too many, equal ones become one row at the end."""
-    rows = [(escape(g.name), g.channels_before, g.channels_after, g.status, g.reason or "") for g in groups]
+    named = [(g.name if verbose else _short(g.name), g) for g in groups]
+    rows = [(escape(name), g.channels_before, g.channels_after, g.status, g.reason or "") for name, g in named]
     left_out = 0
     if not verbose and len(rows) > ROW_LIMIT:
         rows = _collapsed(rows, lambda row: row[3] != "slimmed")
@@ -126,6 +128,11 @@ def _groups(groups: Iterable[GroupReport], *, verbose: bool) -> Table:
     if left_out:
         table.add_row(f"and {left_out} rows more: --verbose")
     return table
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which tells nodes apart; converters join dozens of names with semicolons."""
+    return name if len(name) <= NAME_LIMIT else "…" + name[1 - NAME_LIMIT :]
 
 
 _Row = tuple[str, int, int, str, str]

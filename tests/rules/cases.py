@@ -256,7 +256,9 @@ case(
 )
 case("gemm_without_c", dense("u = Relu (a)", last="y = Gemm (u, v)"))
 case("gemm_beta_0", dense("u = Relu (a)", last="y = Gemm <beta = 0.0> (u, v, c)"))
-case("gemm_beta_0_on_both", dense("u = Relu (a)", last="y = Gemm <beta = 0.0> (u, v, c)").replace("(x", "<beta=0.0> (x"))
+case(
+    "gemm_beta_0_on_both", dense("u = Relu (a)", last="y = Gemm <beta = 0.0> (u, v, c)").replace("(x", "<beta=0.0> (x")
+)
 case("gemm_c_scalar", dense("e = Relu (a) u = Gemm (e, k, s)", "float[10, 10] k, float s = {0.5}"), "a u")
 case("gemm_c_of_one", dense("e = Relu (a) u = Gemm (e, k, s)", "float[10, 10] k, float[1] s = {0.5}"), "a u")
 case("gemm_c_of_one_by_one", dense("e = Relu (a) u = Gemm (e, k, s)", "float[10, 10] k, float[1, 1] s = {0.5}"), "a u")
@@ -290,8 +292,14 @@ case(
     sizes=({},),
 )
 case("gemm_double", dense("u = Relu (a)").replace("float[", "double["))
-case("gemm_weight_is_an_input", dense("u = Relu (a)").replace("float[N, 6] x", "float[N, 6] x, float[10, 4] v").replace(
-    "float[10, 4] v, float[4] c>", "float[4] c>"), "", "the weight is not a constant")  # fmt: skip
+case(
+    "gemm_weight_is_an_input",
+    dense("u = Relu (a)")
+    .replace("float[N, 6] x", "float[N, 6] x, float[10, 4] v")
+    .replace("float[10, 4] v, float[4] c>", "float[4] c>"),
+    "",
+    "the weight is not a constant",
+)
 case(
     "gemm_tied_autoencoder",
     """g (float[N, 6] x) => (float[N, 6] y) <float[10, 6] w, float[10] b, float[6] c>
@@ -442,11 +450,16 @@ case(
     "clip_bound_is_an_input",
     conv("u = Clip (a, , hi)").replace("8] x)", "8] x, float hi)"),
 )
-case("identity_beside_outputs", dense("u = Relu (a)", last="y = Gemm (u, v, c) t = Identity (y)", out="float[N, 4] y, float[N, 4] t"))
+case(
+    "identity_beside_outputs",
+    dense("u = Relu (a)", last="y = Gemm (u, v, c) t = Identity (y)", out="float[N, 4] y, float[N, 4] t"),
+)
 case("identity", dense("i = Identity (a) u = Relu (i)"))
 case("dropout_10", conv("u = Dropout <ratio = 0.3> (a)"), opset=10)
 case("dropout_13", conv("u = Dropout (a, r)", "float r = {0.3}"))
-case("dropout_mask_used", conv("d, m = Dropout (a) n = Cast <to = 1> (m) u = Add (d, n)"), "", "second output of Dropout")
+case(
+    "dropout_mask_used", conv("d, m = Dropout (a) n = Cast <to = 1> (m) u = Add (d, n)"), "", "second output of Dropout"
+)
 case("cast_to_double_and_back", dense("d = Cast <to = 11> (a) e = Abs (d) u = Cast <to = 1> (e)"))
 case("cast_to_integers", conv("m = Mul (a, k) d = Cast <to = 6> (m) u = Cast <to = 1> (d)", "float k = {5}"))
 
@@ -454,8 +467,11 @@ case("prelu_shared_slope", conv("u = PRelu (a, s)", "float[1] s = {0.25}"))
 case("prelu_slope_per_channel", conv("u = PRelu (a, s)", "float[10, 1, 1] s"))
 case("prelu_slope_per_channel_dense", dense("u = PRelu (a, s)", "float[10] s"))
 case("prelu_slope_per_channel_and_place", conv("u = PRelu (a, s)", "float[10, 8, 8] s"))
-case("prelu_slope_shared_by_two", dense(
-    "r = PRelu (a, s) e = Gemm (r, k) u = PRelu (e, s)", "float[10] s, float[10, 10] k"), "a e")  # fmt: skip
+case(
+    "prelu_slope_shared_by_two",
+    dense("r = PRelu (a, s) e = Gemm (r, k) u = PRelu (e, s)", "float[10] s, float[10, 10] k"),
+    "a e",
+)
 case("prelu_slope_is_computed", dense("e = Gemm (x, k) u = PRelu (a, e)", "float[6, 10] k"), "a e")
 
 for _op in ("Add", "Sub", "Mul", "Div"):
@@ -467,9 +483,9 @@ for _op in ("Add", "Sub", "Mul", "Div"):
     case(f"{_op.lower()}_scalar_first", conv(f"s = Exp (a) u = {_op} (pos, s)", "float pos = {0.7}"))
     case(
         f"{_op.lower()}_of_two",
-        conv(f"e = Conv (x, k, d) s = Exp (e) p = Relu (a) u = {_op} (p, s)", "float[10, 3, 3, 3] k, float[10] d").replace(
-            "(x, k, d)", "<pads = [1, 1, 1, 1]> (x, k, d)"
-        ),
+        conv(
+            f"e = Conv (x, k, d) s = Exp (e) p = Relu (a) u = {_op} (p, s)", "float[10, 3, 3, 3] k, float[10] d"
+        ).replace("(x, k, d)", "<pads = [1, 1, 1, 1]> (x, k, d)"),
         "a e",
     )
     case(f"{_op.lower()}_of_itself", conv(f"e = Exp (a) u = {_op} (e, e)"))
@@ -479,14 +495,21 @@ for _op in ("Add", "Sub", "Mul", "Div"):
         f"{_op.lower()}_with_one_channel",
         conv(f"e = Conv <pads = [1, 1, 1, 1]> (x, k) s = Exp (e) u = {_op} (a, s)", "float[1, 3, 3, 3] k"),
     )
-case("add_input_of_equal_shape", conv("u = Add (a, x)").replace("float[N, 3,", "float[N, 10,").replace(
-    "float[10, 3, 3, 3]", "float[10, 10, 3, 3]"), "", "meets an axis without channels")  # fmt: skip
+case(
+    "add_input_of_equal_shape",
+    conv("u = Add (a, x)").replace("float[N, 3,", "float[N, 10,").replace("float[10, 3, 3, 3]", "float[10, 10, 3, 3]"),
+    "",
+    "meets an axis without channels",
+)
 case("add_vector_of_lower_rank", dense("e = ReduceMean <axes = [0], keepdims = 0> (a) u = Add (a, e)"))
 case("mul_zero_scale", dense("r = Relu (a) u = Mul (r, s)", "float[10] s = {0, 1, 2, 0, 0.5, 1, 0, 3, -1, 1}"))
-case("div_by_zero_scale", dense("u = Div (a, s)", "float[10] s = {1, 1, 2, 4, 0.5, 1, 0, 3, -1, 1}").replace(
-    "float[10, 4] v", "float[10, 4] v = {" + ", ".join(["1"] * 24 + ["0"] * 4 + ["1"] * 12) + "}").replace(
-    "y = Gemm (u, v, c)", "z = Clip (u, lo, hi) y = Gemm (z, v, c)").replace(
-    "float[4] c", "float[4] c, float lo = {-9}, float hi = {9}"))  # fmt: skip
+case(
+    "div_by_zero_scale",
+    dense("u = Div (a, s)", "float[10] s = {1, 1, 2, 4, 0.5, 1, 0, 3, -1, 1}")
+    .replace("float[10, 4] v", "float[10, 4] v = {" + ", ".join(["1"] * 24 + ["0"] * 4 + ["1"] * 12) + "}")
+    .replace("y = Gemm (u, v, c)", "z = Clip (u, lo, hi) y = Gemm (z, v, c)")
+    .replace("float[4] c", "float[4] c, float lo = {-9}, float hi = {9}"),
+)
 case(
     "add_outer_sum_of_two_axes",
     """g (float[N, 6] x) => (float[N, 4, 9] y)
@@ -574,43 +597,73 @@ case("min_with_one_operand", dense("u = Min (a)"))
 case("pow_scalar_exponent", dense("u = Pow (a, k)", "float k = {2}"))
 case("pow_exponent_per_channel", dense("s = Sigmoid (a) u = Pow (s, pos)", "float[10] pos"))
 case("pow_scalar_base", dense("u = Pow (k, a)", "float k = {2}"))
-case("mod", dense("u = Mod <fmod = 1> (a, k)", "float[10] pos = {1, 2, 1, 0.5, 0.5, 0.7, 1, 1, 1, 1}").replace("k)", "pos)"))
-case("where_by_sign", dense("p = Greater (a, z) e = Gemm (x, k) u = Where (p, a, e)", "float z = {0}, float[6, 10] k"), "a e")
-case("where_constant_mask", dense("u = Where (m, a, z)", "float z = {0}, bool[10] m = {1, 0, 1, 1, 0, 1, 1, 0, 1, 1}"), "",
-     "meets an axis without channels")  # fmt: skip
+case(
+    "mod",
+    dense("u = Mod <fmod = 1> (a, k)", "float[10] pos = {1, 2, 1, 0.5, 0.5, 0.7, 1, 1, 1, 1}").replace("k)", "pos)"),
+)
+case(
+    "where_by_sign",
+    dense("p = Greater (a, z) e = Gemm (x, k) u = Where (p, a, e)", "float z = {0}, float[6, 10] k"),
+    "a e",
+)
+case(
+    "where_constant_mask",
+    dense("u = Where (m, a, z)", "float z = {0}, bool[10] m = {1, 0, 1, 1, 0, 1, 1, 0, 1, 1}"),
+    "",
+    "meets an axis without channels",
+)
 case("where_scalar_condition", dense("u = Where (m, a, k)", "float[10] k").replace("6] x)", "6] x, bool m)"))
 for _op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
     _scaled = "m = Mul (a, eight) i = Floor (m)"
     case(
         f"{_op.lower()}_per_channel",
-        dense(f"{_scaled} p = {_op} (i, t) u = Cast <to = 1> (p)",
-              "float eight = {3}, float[10] t = {0, 1, 0, -1, 0, 1, 2, 0, 0, 1}"),
-    )  # fmt: skip
-    case(f"{_op.lower()}_scalar", dense(f"{_scaled} p = {_op} (i, t) u = Cast <to = 1> (p)", "float eight = {3}, float t = {0}"))
+        dense(
+            f"{_scaled} p = {_op} (i, t) u = Cast <to = 1> (p)",
+            "float eight = {3}, float[10] t = {0, 1, 0, -1, 0, 1, 2, 0, 0, 1}",
+        ),
+    )
+    case(
+        f"{_op.lower()}_scalar",
+        dense(f"{_scaled} p = {_op} (i, t) u = Cast <to = 1> (p)", "float eight = {3}, float t = {0}"),
+    )
 for _op in ("And", "Or", "Xor"):
     case(
         f"{_op.lower()}",
-        dense(f"e = Gemm (x, k) p = Greater (a, z) q = Less (e, z) s = {_op} (p, q) u = Cast <to = 1> (s)",
-              "float[6, 10] k, float z = {0.1}"),
+        dense(
+            f"e = Gemm (x, k) p = Greater (a, z) q = Less (e, z) s = {_op} (p, q) u = Cast <to = 1> (s)",
+            "float[6, 10] k, float z = {0.1}",
+        ),
         "a e",
-    )  # fmt: skip
+    )
 
 # -- normalisation ----------------------------------------------------------------------------------------------------
 
 _BN = "float[10] ga, float[10] be, float[10] me, float[10] var"
-case("batchnorm_folds", conv("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN), left={"BatchNormalization": 0})
 case(
-    "batchnorm_folds_without_bias",
-    conv("n = BatchNormalization <epsilon = 0.01> (a, ga, be, me, var) u = Relu (n)", _BN).replace("(x, w, b)", "(x, w)"),
+    "batchnorm_folds",
+    conv("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN),
     left={"BatchNormalization": 0},
 )
-case("batchnorm_9", conv("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN), opset=9, left={"BatchNormalization": 0})
+case(
+    "batchnorm_folds_without_bias",
+    conv("n = BatchNormalization <epsilon = 0.01> (a, ga, be, me, var) u = Relu (n)", _BN).replace(
+        "(x, w, b)", "(x, w)"
+    ),
+    left={"BatchNormalization": 0},
+)
+case(
+    "batchnorm_9",
+    conv("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN),
+    opset=9,
+    left={"BatchNormalization": 0},
+)
 case(
     "batchnorm_folds_into_gemm_alpha_beta",
     dense("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN).replace(
-        "Gemm (x", "Gemm <alpha = 0.5, beta = 2.0> (x"),
+        "Gemm (x", "Gemm <alpha = 0.5, beta = 2.0> (x"
+    ),
     left={"BatchNormalization": 0},
-)  # fmt: skip
+)
 case(
     "batchnorm_folds_into_gemm_with_scalar_c",
     dense("n = BatchNormalization (a, ga, be, me, var) u = Relu (n)", _BN).replace("float[10] b,", "float b = {0.3},"),
@@ -624,12 +677,16 @@ case(
 case(
     "batchnorm_folds_into_matmul_add",
     dense("e = Add (a, b) n = BatchNormalization (e, ga, be, me, var) u = Relu (n)", _BN).replace(
-        "Gemm (x, w, b)", "MatMul (x, w)"),
+        "Gemm (x, w, b)", "MatMul (x, w)"
+    ),
     left={"BatchNormalization": 0},
-)  # fmt: skip
+)
 case(
     "batchnorm_folds_into_conv_transpose",
-    conv("t = ConvTranspose (a, k) n = BatchNormalization (t, ga, be, me, var) u = Relu (n)", "float[10, 10, 2, 2] k, " + _BN),
+    conv(
+        "t = ConvTranspose (a, k) n = BatchNormalization (t, ga, be, me, var) u = Relu (n)",
+        "float[10, 10, 2, 2] k, " + _BN,
+    ),
     "a t",
     left={"BatchNormalization": 0},
 )
@@ -706,10 +763,13 @@ case(
 )
 case(
     "batchnorm_is_the_output",
-    conv("u = Relu (a)", "float[4] ga, float[4] be, float[4] me, float[4] var",
-         last="z = Conv (u, v, c) y = BatchNormalization (z, ga, be, me, var)"),
+    conv(
+        "u = Relu (a)",
+        "float[4] ga, float[4] be, float[4] me, float[4] var",
+        last="z = Conv (u, v, c) y = BatchNormalization (z, ga, be, me, var)",
+    ),
     left={"BatchNormalization": 0},
-)  # fmt: skip
+)
 
 for _op in ("Softmax", "LogSoftmax", "Hardmax"):
     case(f"{_op.lower()}_over_channels", conv(f"u = {_op} <axis = 1> (a)"), "", f"{_op} normalises along this axis")
@@ -732,7 +792,9 @@ case("softmax_at_the_end", dense("u = Relu (a)", last="z = Gemm (u, v, c) y = So
 # -- pools and reductions ---------------------------------------------------------------------------------------------
 
 case("max_pool", conv("r = Relu (a) u = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)"))
-case("max_pool_pads_dilations", conv("u = MaxPool <kernel_shape = [2, 3], dilations = [2, 1], pads = [1, 0, 0, 1]> (a)"))
+case(
+    "max_pool_pads_dilations", conv("u = MaxPool <kernel_shape = [2, 3], dilations = [2, 1], pads = [1, 0, 0, 1]> (a)")
+)
 case("max_pool_ceil", conv("u = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (a)"))
 case(
     "max_pool_indices_used",
@@ -753,9 +815,13 @@ case("lp_pool", conv("u = LpPool <kernel_shape = [2, 2], p = 2> (a)"))
 case("lp_pool_1", conv("u = LpPool <kernel_shape = [2, 2], p = 1, strides = [2, 1]> (a)"))
 for _op in ("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"):
     case(_op.lower(), conv(f"u = {_op} (a)"))
-    case(f"{_op.lower()}_flattened", dense(f"f = {_op} (e) u = Flatten (f)").replace(
-        "float[N, 6] x", "float[N, 6, 4, 3] x").replace("float[6, 10] w", "float[10, 6, 1, 1] w").replace(
-        "a = Gemm (x, w, b)", "a = Conv (x, w, b) e = Relu (a)"))  # fmt: skip
+    case(
+        f"{_op.lower()}_flattened",
+        dense(f"f = {_op} (e) u = Flatten (f)")
+        .replace("float[N, 6] x", "float[N, 6, 4, 3] x")
+        .replace("float[6, 10] w", "float[10, 6, 1, 1] w")
+        .replace("a = Gemm (x, w, b)", "a = Conv (x, w, b) e = Relu (a)"),
+    )
 
 _REDUCTIONS = (
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceLogSum",
@@ -767,11 +833,23 @@ for _op in _REDUCTIONS:
     _ax = "int64[2] ax = {2, -1}"
     case(f"{_name}_over_space", conv("s = Sigmoid (a) " + _space, _ax if _sum else ""))
     case(f"{_name}_18_over_space", conv(f"s = Sigmoid (a) u = {_op} (s, ax)", _ax), opset=18)
-    case(f"{_name}_18_over_channels", conv(f"s = Sigmoid (a) u = {_op} (s, ax)", "int64[1] ax = {1}").replace(
-        "float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"), "", f"{_op} works along this axis", opset=18)  # fmt: skip
+    case(
+        f"{_name}_18_over_channels",
+        conv(f"s = Sigmoid (a) u = {_op} (s, ax)", "int64[1] ax = {1}").replace(
+            "float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"
+        ),
+        "",
+        f"{_op} works along this axis",
+        opset=18,
+    )
 case(
     "reduce_mean_drops_axes",
-    conv("m = ReduceMean <axes = [2, 3], keepdims = 0> (a)", "float[10, 4] q", last="y = Gemm (m, q, c)", out="float[N, 4] y"),
+    conv(
+        "m = ReduceMean <axes = [2, 3], keepdims = 0> (a)",
+        "float[10, 4] q",
+        last="y = Gemm (m, q, c)",
+        out="float[N, 4] y",
+    ),
 )
 case(
     "reduce_max_drops_an_axis_before_channels",
@@ -790,15 +868,25 @@ case(
 case("reduce_sum_of_nothing", dense("u = ReduceSum <noop_with_empty_axes = 1> (a)"))
 case(
     "reduce_sum_axes_are_an_input",
-    conv("u = Relu (a) t = ReduceSum (a, ax)", out="float[N, 4, P, Q] y, float[R, S, T, U] t").replace("8] x)", "8] x, int64[1] ax)"),
+    conv("u = Relu (a) t = ReduceSum (a, ax)", out="float[N, 4, P, Q] y, float[R, S, T, U] t").replace(
+        "8] x)", "8] x, int64[1] ax)"
+    ),
     "",
     ("its axes are not constant", "graph output"),
 )
 case("arg_max_over_space", conv("i = ArgMax <axis = 2> (a) u = Cast <to = 1> (i)"))
-case("arg_max_over_channels", conv("i = ArgMax <axis = 1> (a) u = Cast <to = 1> (i)").replace(
-    "float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"), "", "ArgMax works along this axis")  # fmt: skip
-case("arg_min_drops_an_axis", conv("i = ArgMin <axis = 3, keepdims = 0> (a) f = Cast <to = 1> (i) u = Unsqueeze (f, three)",
-     "int64[1] three = {3}"))  # fmt: skip
+case(
+    "arg_max_over_channels",
+    conv("i = ArgMax <axis = 1> (a) u = Cast <to = 1> (i)").replace("float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"),
+    "",
+    "ArgMax works along this axis",
+)
+case(
+    "arg_min_drops_an_axis",
+    conv(
+        "i = ArgMin <axis = 3, keepdims = 0> (a) f = Cast <to = 1> (i) u = Unsqueeze (f, three)", "int64[1] three = {3}"
+    ),
+)
 case("cum_sum_over_space", conv("u = CumSum <reverse = 1> (a, k)", "int64 k = {-1}"))
 case("cum_sum_over_channels", conv("u = CumSum (a, k)", "int64 k = {1}"), "", "CumSum works along this axis")
 
@@ -911,10 +999,11 @@ case(
 case(
     "reshape_target_depends_on_an_input",
     conv("o = Mul (s, z) q = Add (o, to) u = Reshape (a, q)", "int64 z = {0}, int64[4] to = {0, 10, 8, 8}").replace(
-        "8] x)", "8] x, int64[4] s)"),
+        "8] x)", "8] x, int64[4] s)"
+    ),
     "",
     "the target shape of Reshape cannot be rewritten",
-)  # fmt: skip
+)
 
 # -- numbers of channels that the graph reads from shapes -------------------------------------------------------------
 
@@ -929,9 +1018,11 @@ def dynamic(body: str, more: str = "", **parts: str) -> str:
 case("shape_dynamic_channels", dynamic("u = Relu (t)"))
 case(
     "shape_gather_concat_reshape",
-    dynamic("s = Shape (t) k = Gather (s, i1) q = Concat <axis = 0> (n, k, m1) r = Reshape (t, q) u = Unsqueeze (r, i3)",
-            "int64[1] i3 = {3}"),
-)  # fmt: skip
+    dynamic(
+        "s = Shape (t) k = Gather (s, i1) q = Concat <axis = 0> (n, k, m1) r = Reshape (t, q) u = Unsqueeze (r, i3)",
+        "int64[1] i3 = {3}",
+    ),
+)
 case(
     "shape_slice_cast_squeeze_reshape",
     dynamic(
@@ -949,7 +1040,9 @@ case(
 )
 case(
     "shape_of_a_tied_tensor",
-    dynamic("r = Relu (t) s = Shape (r) k = Gather (s, i1) q = Concat <axis = 0> (n, k, w8, w8) z = Reshape (a, q) u = Add (z, r)"),
+    dynamic(
+        "r = Relu (t) s = Shape (r) k = Gather (s, i1) q = Concat <axis = 0> (n, k, w8, w8) z = Reshape (a, q) u = Add (z, r)"
+    ),
 )
 case(
     "shape_of_channels_that_are_not_tied",
@@ -970,12 +1063,14 @@ case(
 )
 case(
     "shape_leaks_into_integer_arithmetic",
-    dynamic("s = Shape (t) k = Gather (s, i1) h = Div (k, two) q = Concat <axis = 0> (n, two, h, w8, w8) "
-            "r = Reshape (t, q) z = Reshape (r, q2) u = Relu (z)",
-            "int64[1] two = {2}, int64[4] q2 = {0, 10, 8, 8}"),
+    dynamic(
+        "s = Shape (t) k = Gather (s, i1) h = Div (k, two) q = Concat <axis = 0> (n, two, h, w8, w8) "
+        "r = Reshape (t, q) z = Reshape (r, q2) u = Relu (z)",
+        "int64[1] two = {2}, int64[4] q2 = {0, 10, 8, 8}",
+    ),
     "",
     "its number of channels is computed with",
-)  # fmt: skip
+)
 case(
     "shape_is_an_output",
     dynamic("u = Relu (t) k = Shape (u)", out="float[N, 4, P, Q] y, int64[4] k"),
@@ -990,7 +1085,11 @@ case(
 )
 case(
     "shape_of_space_and_batch_is_an_output",
-    dynamic("u = Relu (t) s = Shape (u) k = Gather (s, i023)", "int64[3] i023 = {0, 2, 3}", out="float[N, 4, P, Q] y, int64[3] k"),
+    dynamic(
+        "u = Relu (t) s = Shape (u) k = Gather (s, i023)",
+        "int64[3] i023 = {0, 2, 3}",
+        out="float[N, 4, P, Q] y, int64[3] k",
+    ),
 )
 case(
     "shape_used_inside_a_subgraph",
@@ -1090,16 +1189,23 @@ case(
 
 # -- moves ------------------------------------------------------------------------------------------------------------
 
-case("transpose_to_nhwc_and_back", conv("h = Transpose <perm = [0, 2, 3, 1]> (a) r = Relu (h) u = Transpose <perm = [0, 3, 1, 2]> (r)"))
+case(
+    "transpose_to_nhwc_and_back",
+    conv("h = Transpose <perm = [0, 2, 3, 1]> (a) r = Relu (h) u = Transpose <perm = [0, 3, 1, 2]> (r)"),
+)
 case(
     "transpose_to_nhwc_and_flatten",
     conv("h = Transpose <perm = [0, 2, 3, 1]> (a) r = Relu (h) t = Flatten (r)", "float[640, 4] f", **_LAST),
 )
 case(
     "transpose_to_nhwc_and_matmul",
-    conv("h = Transpose <perm = [0, 2, 3, 1]> (a) s = Add (h, k) r = Relu (s)", "float[10] k, float[10, 4] q",
-         last="y = MatMul (r, q)", out="float[N, 8, 8, 4] y"),
-)  # fmt: skip
+    conv(
+        "h = Transpose <perm = [0, 2, 3, 1]> (a) s = Add (h, k) r = Relu (s)",
+        "float[10] k, float[10, 4] q",
+        last="y = MatMul (r, q)",
+        out="float[N, 8, 8, 4] y",
+    ),
+)
 case("transpose_twice_by_default", dense("t = Transpose (a) r = Relu (t) u = Transpose (r)"))
 case(
     "transpose_of_a_weight",
@@ -1151,12 +1257,19 @@ case(
 case("concat_along_space", conv("r = Relu (a) u = Concat <axis = 2> (a, r)"))
 case(
     "concat_along_space_of_two",
-    conv("e = Conv (x, k) u = Concat <axis = 3> (a, e)", "float[10, 3, 3, 3] k").replace("(x, k)", "<pads = [1, 1, 1, 1]> (x, k)"),
+    conv("e = Conv (x, k) u = Concat <axis = 3> (a, e)", "float[10, 3, 3, 3] k").replace(
+        "(x, k)", "<pads = [1, 1, 1, 1]> (x, k)"
+    ),
     "a e",
 )
-case("concat_dense_blocks", conv(
-    "j1 = Concat <axis = 1> (x, a) e = Conv (j1, k) r = Relu (e) u = Concat <axis = 1> (j1, r, a)",
-    "float[5, 13, 1, 1] k").replace("float[4, 10, 1, 1] v", "float[4, 28, 1, 1] v"), "a e")  # fmt: skip
+case(
+    "concat_dense_blocks",
+    conv(
+        "j1 = Concat <axis = 1> (x, a) e = Conv (j1, k) r = Relu (e) u = Concat <axis = 1> (j1, r, a)",
+        "float[5, 13, 1, 1] k",
+    ).replace("float[4, 10, 1, 1] v", "float[4, 28, 1, 1] v"),
+    "a e",
+)
 case(
     "concat_rectangles_along_a_third_axis",
     """g (float[N, 6] x) => (float[N, 4] y)
@@ -1187,52 +1300,145 @@ _PARTS = "float[4, 3, 1, 1] q, float[4, 7, 1, 1] q2"
 _TWO = {"last": "y = Conv (r, q) t = Conv (e, q2)", "out": "float[N, 4, P, Q] y, float[N, 4, R, S] t"}
 case("split_uneven", conv("d, e = Split <axis = 1> (a, s) r = Relu (d)", _PARTS + ", int64[2] s = {3, 7}", **_TWO))
 case("split_11_attribute", conv("d, e = Split <axis = 1, split = [3, 7]> (a) r = Relu (d)", _PARTS, **_TWO), opset=11)
-case("split_equal", conv("d, e = Split <axis = 1> (a) u = Concat <axis = 1> (e, d)"), "", "the sizes of Split cannot be rewritten")
-case("split_18_num_outputs", conv("d, e = Split <axis = 1, num_outputs = 2> (a) u = Concat <axis = 1> (e, d)"), "",
-     "the sizes of Split cannot be rewritten", opset=18)  # fmt: skip
+case(
+    "split_equal",
+    conv("d, e = Split <axis = 1> (a) u = Concat <axis = 1> (e, d)"),
+    "",
+    "the sizes of Split cannot be rewritten",
+)
+case(
+    "split_18_num_outputs",
+    conv("d, e = Split <axis = 1, num_outputs = 2> (a) u = Concat <axis = 1> (e, d)"),
+    "",
+    "the sizes of Split cannot be rewritten",
+    opset=18,
+)
 case("split_space", conv("d, e = Split <axis = 2> (a, s) u = Concat <axis = 2> (e, d)", "int64[2] s = {3, 5}"))
-case("split_swapped_and_joined", conv("d, e = Split <axis = -3> (a, s) r = Relu (e) u = Concat <axis = 1> (r, d)", "int64[2] s = {4, 6}"))
-case("split_halves_added", conv("d, e = Split <axis = 1> (a, s) r = Sigmoid (d) u = Mul (r, e)", "int64[2] s = {5, 5}").replace(
-    "float[4, 10, 1, 1] v", "float[4, 5, 1, 1] v"))  # fmt: skip
+case(
+    "split_swapped_and_joined",
+    conv("d, e = Split <axis = -3> (a, s) r = Relu (e) u = Concat <axis = 1> (r, d)", "int64[2] s = {4, 6}"),
+)
+case(
+    "split_halves_added",
+    conv("d, e = Split <axis = 1> (a, s) r = Sigmoid (d) u = Mul (r, e)", "int64[2] s = {5, 5}").replace(
+        "float[4, 10, 1, 1] v", "float[4, 5, 1, 1] v"
+    ),
+)
 
 _SLICED = "int64[1] lo = {2}, int64[1] hi = {7}, int64[1] ax = {1}, float[4, 5, 1, 1] q"
 _ONE = {"last": "y = Conv (u, q)"}
 case("slice_channels", conv("r = Relu (a) u = Slice (r, lo, hi, ax)", _SLICED, **_ONE))
 case("slice_9_attributes", conv("u = Slice <starts = [2], ends = [7], axes = [1]> (a)", _SLICED, **_ONE), opset=9)
 case("slice_9_without_axes", conv("u = Slice <starts = [0, 2], ends = [99, 7]> (a)", _SLICED, **_ONE), opset=9)
-case("slice_negative_bounds", conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{-8}").replace("{7}", "{-3}"), **_ONE))
-case("slice_negative_start_at_the_front", conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{-10}").replace("{7}", "{5}"), **_ONE))
-case("slice_to_the_end", conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{5}").replace("{7}", "{9223372036854775807}"), **_ONE))
-case("slice_literal_end", conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{5}").replace("{7}", "{10}"), **_ONE))
-case("slice_with_steps", conv("u = Slice (a, lo, hi, ax, st)", _SLICED.replace("{2}", "{0}").replace("{7}", "{10}") + ", int64[1] st = {2}",
-     **_ONE), "", "Slice takes every 2th channel")  # fmt: skip
-case("slice_reversed", conv("u = Slice (a, lo, hi, ax, st)", _SLICED.replace("{2}", "{-1}").replace("{7}", "{-6}") + ", int64[1] st = {-1}",
-     **_ONE), "", "Slice takes every -1th channel")  # fmt: skip
-case("slice_space_with_steps", conv("u = Slice (a, lo, hi, ax, st)",
-     "int64[2] lo = {0, -1}, int64[2] hi = {8, -9}, int64[2] ax = {-2, 3}, int64[2] st = {2, -1}"))  # fmt: skip
-case("slice_channels_and_space", conv("u = Slice (a, lo, hi, ax)",
-     "int64[3] lo = {1, 2, 0}, int64[3] hi = {8, 7, 100}, int64[3] ax = {2, 1, 0}, float[4, 5, 1, 1] q", **_ONE))  # fmt: skip
-case("slice_two_parts_added", conv("d = Slice (a, o, m, ax) e = Slice (a, m, z, ax) r = Relu (e) u = Add (d, r)",
-     "int64[1] o = {0}, int64[1] m = {5}, int64[1] z = {10}, int64[1] ax = {1}, float[4, 5, 1, 1] q", **_ONE))  # fmt: skip
-case("slice_overlapping_parts", conv("d = Slice (a, o, m, ax) e = Slice (a, o2, z, ax) u = Concat <axis = 1> (d, e, a)",
-     "int64[1] o = {0}, int64[1] m = {6}, int64[1] o2 = {4}, int64[1] z = {10}, int64[1] ax = {1}").replace(
-    "float[4, 10, 1, 1] v", "float[4, 22, 1, 1] v"))  # fmt: skip
-case("slice_bounds_depend_on_an_input", conv("h = Add (lo, five) u = Slice (a, lo, h, ax)",
-     "int64[1] ax = {1}, int64[1] five = {5}, float[4, 5, 1, 1] q", **_ONE).replace("8] x)", "8] x, int64[1] lo)"),
-     "", "the bounds of Slice cannot be rewritten")  # fmt: skip
+case(
+    "slice_negative_bounds",
+    conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{-8}").replace("{7}", "{-3}"), **_ONE),
+)
+case(
+    "slice_negative_start_at_the_front",
+    conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{-10}").replace("{7}", "{5}"), **_ONE),
+)
+case(
+    "slice_to_the_end",
+    conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{5}").replace("{7}", "{9223372036854775807}"), **_ONE),
+)
+case(
+    "slice_literal_end", conv("u = Slice (a, lo, hi, ax)", _SLICED.replace("{2}", "{5}").replace("{7}", "{10}"), **_ONE)
+)
+case(
+    "slice_with_steps",
+    conv(
+        "u = Slice (a, lo, hi, ax, st)",
+        _SLICED.replace("{2}", "{0}").replace("{7}", "{10}") + ", int64[1] st = {2}",
+        **_ONE,
+    ),
+    "",
+    "Slice takes every 2th channel",
+)
+case(
+    "slice_reversed",
+    conv(
+        "u = Slice (a, lo, hi, ax, st)",
+        _SLICED.replace("{2}", "{-1}").replace("{7}", "{-6}") + ", int64[1] st = {-1}",
+        **_ONE,
+    ),
+    "",
+    "Slice takes every -1th channel",
+)
+case(
+    "slice_space_with_steps",
+    conv(
+        "u = Slice (a, lo, hi, ax, st)",
+        "int64[2] lo = {0, -1}, int64[2] hi = {8, -9}, int64[2] ax = {-2, 3}, int64[2] st = {2, -1}",
+    ),
+)
+case(
+    "slice_channels_and_space",
+    conv(
+        "u = Slice (a, lo, hi, ax)",
+        "int64[3] lo = {1, 2, 0}, int64[3] hi = {8, 7, 100}, int64[3] ax = {2, 1, 0}, float[4, 5, 1, 1] q",
+        **_ONE,
+    ),
+)
+case(
+    "slice_two_parts_added",
+    conv(
+        "d = Slice (a, o, m, ax) e = Slice (a, m, z, ax) r = Relu (e) u = Add (d, r)",
+        "int64[1] o = {0}, int64[1] m = {5}, int64[1] z = {10}, int64[1] ax = {1}, float[4, 5, 1, 1] q",
+        **_ONE,
+    ),
+)
+case(
+    "slice_overlapping_parts",
+    conv(
+        "d = Slice (a, o, m, ax) e = Slice (a, o2, z, ax) u = Concat <axis = 1> (d, e, a)",
+        "int64[1] o = {0}, int64[1] m = {6}, int64[1] o2 = {4}, int64[1] z = {10}, int64[1] ax = {1}",
+    ).replace("float[4, 10, 1, 1] v", "float[4, 22, 1, 1] v"),
+)
+case(
+    "slice_bounds_depend_on_an_input",
+    conv(
+        "h = Add (lo, five) u = Slice (a, lo, h, ax)",
+        "int64[1] ax = {1}, int64[1] five = {5}, float[4, 5, 1, 1] q",
+        **_ONE,
+    ).replace("8] x)", "8] x, int64[1] lo)"),
+    "",
+    "the bounds of Slice cannot be rewritten",
+)
 
 _PADDED = "float[4, 15, 1, 1] q"
-case("pad_channels_with_zeros", conv("r = Relu (a) u = Pad (r, p)", _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}", **_ONE))
-case("pad_channels_with_a_value", conv("u = Pad (a, p, k)", _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}, float k = {1.5}", **_ONE))
+case(
+    "pad_channels_with_zeros",
+    conv("r = Relu (a) u = Pad (r, p)", _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}", **_ONE),
+)
+case(
+    "pad_channels_with_a_value",
+    conv("u = Pad (a, p, k)", _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}, float k = {1.5}", **_ONE),
+)
 case("pad_2_attributes", conv("u = Pad <pads = [0, 5, 1, 0, 0, 0, 0, 1]> (a)", _PADDED, **_ONE), opset=10)
 case("pad_2_value", conv("u = Pad <pads = [0, 5, 1, 0, 0, 0, 0, 1], value = -0.5> (a)", _PADDED, **_ONE), opset=10)
-case("pad_18_axes", conv("u = Pad (a, p, , ax)", _PADDED + ", int64[4] p = {0, 4, 1, 1}, int64[2] ax = {-1, 1}", **_ONE), opset=18)
+case(
+    "pad_18_axes",
+    conv("u = Pad (a, p, , ax)", _PADDED + ", int64[4] p = {0, 4, 1, 1}, int64[2] ax = {-1, 1}", **_ONE),
+    opset=18,
+)
 case("pad_space_reflected", conv('u = Pad <mode = "reflect"> (a, p)', "int64[8] p = {0, 0, 2, 0, 0, 0, 1, 1}"))
-case("pad_space_with_a_value", conv("r = Relu (a) u = Pad (r, p, k)", "int64[8] p = {0, 0, 2, 0, 0, 0, 1, 1}, float k = {2}"))
-case("pad_channels_reflected", conv('u = Pad <mode = "reflect"> (a, p)', _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}", **_ONE), "",
-     "channels are padded in a way that cannot be rewritten")  # fmt: skip
-case("pad_crops_channels", conv("u = Pad (a, p)", "float[4, 7, 1, 1] q, int64[8] p = {0, -2, 0, 0, 0, -1, 0, 0}", **_ONE), "",
-     "channels are padded in a way that cannot be rewritten")  # fmt: skip
+case(
+    "pad_space_with_a_value",
+    conv("r = Relu (a) u = Pad (r, p, k)", "int64[8] p = {0, 0, 2, 0, 0, 0, 1, 1}, float k = {2}"),
+)
+case(
+    "pad_channels_reflected",
+    conv('u = Pad <mode = "reflect"> (a, p)', _PADDED + ", int64[8] p = {0, 2, 0, 0, 0, 3, 0, 0}", **_ONE),
+    "",
+    "channels are padded in a way that cannot be rewritten",
+)
+case(
+    "pad_crops_channels",
+    conv("u = Pad (a, p)", "float[4, 7, 1, 1] q, int64[8] p = {0, -2, 0, 0, 0, -1, 0, 0}", **_ONE),
+    "",
+    "channels are padded in a way that cannot be rewritten",
+)
 case("pad_crops_space", conv("u = Pad (a, p)", "int64[8] p = {0, 0, -2, 0, 0, 0, 1, -1}"))
 case(
     "pad_shortcut",
@@ -1249,17 +1455,35 @@ case(
       y = Conv (q, v) }""",
     "a e",
 )
-case("gather_channels", conv("u = Gather <axis = 1> (a, i)", "int64[10] i = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8}"), "", "Gather picks from this axis")
-case("gather_one_channel", conv("u = Gather <axis = 1> (a, i)", "int64[1] i = {3}").replace("float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"), "",
-     "Gather picks from this axis")  # fmt: skip
+case(
+    "gather_channels",
+    conv("u = Gather <axis = 1> (a, i)", "int64[10] i = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8}"),
+    "",
+    "Gather picks from this axis",
+)
+case(
+    "gather_one_channel",
+    conv("u = Gather <axis = 1> (a, i)", "int64[1] i = {3}").replace("float[4, 10, 1, 1] v", "float[4, 1, 1, 1] v"),
+    "",
+    "Gather picks from this axis",
+)
 case("gather_space", conv("u = Gather <axis = -1> (a, i)", "int64[3] i = {1, 0, -3}"))
 case(
     "gather_a_position",
-    conv("t = Gather <axis = 3> (a, i) p = Gather <axis = 2> (t, i)", "int64 i = {2}, float[10, 4] q", last="y = Gemm (p, q, c)",
-         out="float[N, 4] y"),
-)  # fmt: skip
-case("gather_with_a_matrix_of_indices", conv("g5 = Gather <axis = 2> (a, i) u = ReduceSum <keepdims = 0> (g5, ax)",
-     "int64[2, 3] i = {0, 1, 2, 3, 4, 5}, int64[1] ax = {2}"))  # fmt: skip
+    conv(
+        "t = Gather <axis = 3> (a, i) p = Gather <axis = 2> (t, i)",
+        "int64 i = {2}, float[10, 4] q",
+        last="y = Gemm (p, q, c)",
+        out="float[N, 4] y",
+    ),
+)
+case(
+    "gather_with_a_matrix_of_indices",
+    conv(
+        "g5 = Gather <axis = 2> (a, i) u = ReduceSum <keepdims = 0> (g5, ax)",
+        "int64[2, 3] i = {0, 1, 2, 3, 4, 5}, int64[1] ax = {2}",
+    ),
+)
 case(
     "gather_from_an_embedding",
     """g (int64[N, 5] i) => (float[N, 5, 4] y) <float[7, 6] k, float[6, 9] w, float[9] b, float[9, 4] v>
@@ -1274,15 +1498,35 @@ case(
 
 # -- what no rule covers ----------------------------------------------------------------------------------------------
 
-case("no_rule_instance_normalization", conv("u = InstanceNormalization (a, s, t)", "float[10] s, float[10] t"), "",
-     "no rule for InstanceNormalization")  # fmt: skip
-case("no_rule_layer_normalization", dense("u = LayerNormalization (a, s)", "float[10] s"), "", "no rule for LayerNormalization")
+case(
+    "no_rule_instance_normalization",
+    conv("u = InstanceNormalization (a, s, t)", "float[10] s, float[10] t"),
+    "",
+    "no rule for InstanceNormalization",
+)
+case(
+    "no_rule_layer_normalization",
+    dense("u = LayerNormalization (a, s)", "float[10] s"),
+    "",
+    "no rule for LayerNormalization",
+)
 case("no_rule_topk", dense("u, i = TopK (a, k)", "int64[1] k = {10}"), "", "no rule for TopK")
 case("no_rule_einsum", dense('u = Einsum <equation = "ij,jk->ik"> (a, k)', "float[10, 10] k"), "", "no rule for Einsum")
-case("no_rule_expand", dense("e = Unsqueeze (a, ax) t = Expand (e, s) u = ReduceSum <keepdims = 0> (t, ax)",
-     "int64[1] ax = {1}, int64[3] s = {1, 4, 1}"), "", "no rule for Expand")  # fmt: skip
-case("no_rule_after_a_slimmed_layer", dense("r = Relu (a) e = Gemm (r, k) u = LayerNormalization (e, s)", "float[10, 10] k, float[10] s"), "a",
-     "no rule for LayerNormalization")  # fmt: skip
+case(
+    "no_rule_expand",
+    dense(
+        "e = Unsqueeze (a, ax) t = Expand (e, s) u = ReduceSum <keepdims = 0> (t, ax)",
+        "int64[1] ax = {1}, int64[3] s = {1, 4, 1}",
+    ),
+    "",
+    "no rule for Expand",
+)
+case(
+    "no_rule_after_a_slimmed_layer",
+    dense("r = Relu (a) e = Gemm (r, k) u = LayerNormalization (e, s)", "float[10, 10] k, float[10] s"),
+    "a",
+    "no rule for LayerNormalization",
+)
 case("no_rule_size_of_channels", dense("s = Size (a) f = Cast <to = 1> (s) u = Div (a, f)"), "", "no rule for Size")
 case("graph_output_is_whole", dense("u = Relu (a)", out="float[N, 4] y, float[N, 10] u"), "", "graph output")
 case("weight_is_an_output", dense("u = Relu (a)", out="float[N, 4] y, float[6, 10] w"), "", "graph output")
@@ -1309,11 +1553,15 @@ case(
         u = Mul (r, h)""",
     ).replace("6] x)", "6] x, bool flag)"),
 )
-case("two_inputs_two_outputs", """g (float[N, 6] x, float[N, 5] z) => (float[N, 4] y, float[N, 3] t)
+case(
+    "two_inputs_two_outputs",
+    """g (float[N, 6] x, float[N, 5] z) => (float[N, 4] y, float[N, 3] t)
     <float[6, 9] w, float[9] b, float[5, 8] k, float[17, 4] v, float[8, 3] q>
     { a = Gemm (x, w, b)
       r = Relu (a)
       e = Gemm (z, k)
       j = Concat <axis = 1> (r, e)
       y = Gemm (j, v)
-      t = Gemm (e, q) }""", "a e")  # fmt: skip
+      t = Gemm (e, q) }""",
+    "a e",
+)

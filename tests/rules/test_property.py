@@ -11,19 +11,21 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from rules.cases import CASES, Case
 from textmodels import distance, feeds, interface, parse, run, weights
 
 import onnxslim_merge
+from onnxslim_merge.channels import registry
+from onnxslim_merge.channels.labels import along, reshape
 from onnxslim_merge.channels.registry import registered
 from onnxslim_merge.model_io import load
 from onnxslim_merge.plan import Mask, SlimPlan
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.verify import speed
+from rules.cases import CASES, Case
 
 TOLERANCE = 1e-4
-SEEDS = range(int(os.environ.get("RULE_SEEDS", "1")))  # more for a long search: RULE_SEEDS=20 pytest tests/rules
+SEEDS = range(int(os.environ.get("RULE_SEEDS", "1")))  # for a long search: RULE_SEEDS=20 pytest tests/rules -n 2
 CRITERIA = ("l1", "l2", "l2-gm", "consumer", "impact")
 COMPENSATIONS = ("none", "mean", "merge", "mean+merge")
 
@@ -43,11 +45,14 @@ def slimmed_producers(plan: SlimPlan) -> set[str]:
     return {output for cell in plan.cells if len(cell.keep) < cell.size for _, _, output in cell.producers}
 
 
-@pytest.mark.parametrize(("case", "seed"), list(product(CASES, SEEDS)), ids=lambda v: v.name if isinstance(v, Case) else str(v))
+@pytest.mark.parametrize(
+    ("case", "seed"), list(product(CASES, SEEDS)), ids=lambda v: v.name if isinstance(v, Case) else str(v)
+)
 def test_what_is_left_is_exact(case, seed):
     model = model_of(case, seed)
     rng = np.random.default_rng([seed, len(case.name), *case.name.encode()])
-    for compensation in COMPENSATIONS:
+    # plain removal always; the other three take turns from case to case, and from seed to seed
+    for compensation in (COMPENSATIONS[0], COMPENSATIONS[1 + (CASES.index(case) + seed) % 3]):
         options = {
             "ratio": float(rng.uniform(0.2, 0.8)),
             "criterion": str(rng.choice(CRITERIA)),
@@ -142,3 +147,94 @@ def test_settings_of_this_file_are_all_there_are():
     assert names["criterion"] == "Criterion"
     for criterion, compensation in product(CRITERIA, COMPENSATIONS):
         Settings(criterion=criterion, compensation=compensation)
+
+
+# Rules that are wrong on purpose: the twin must notice, the guilty layer must be found and kept whole, the rest slimmed.
+
+
+def flatten_with_tile(c):
+    ids = c.axis_labels(0, 1)
+    c.give([along(np.tile(ids, c.out_shape()[1] // ids.size), 1, 2)])
+    c.flow("move", [0])
+
+
+def passes_through(c):
+    c.give(list(c.labels(0)))
+    c.flow("private", [0])
+
+
+def conv_without_its_bias(c):
+    c.axes("n i *, o i * -> n o *")
+    bias = c.bias(2, 1, vector=True)
+    c.produces(1, 0, bias)
+    c.consumes((0, 1), (1, 1, 0), bias)
+
+
+def concat_the_other_way_round(c):
+    parts = [c.axis_labels(slot, 1) for slot in range(len(c.node.inputs))]
+    c.give([along(np.concatenate(parts[::-1]), 1, len(c.out_shape()))])
+    c.flow("move", [0, 1])
+
+
+def reshape_without_its_count(c):
+    c.give([reshape(a, c.shape(0), c.out_shape()) for a in c.labels(0)])
+    c.flow("move", [0])
+
+
+def add_that_unites_nothing(c):
+    c.give(list(c.labels(0)))
+    c.flow("private", [0])
+
+
+# `body` leads from e to u, 10 channels; behind it stands either a Conv or, with a flattened u of 40, a Gemm
+BROKEN = {
+    "Flatten": (flatten_with_tile, "u = Flatten (e)", "y = Gemm (u, f)"),
+    "Softmax": (passes_through, "u = Softmax <axis = 1> (e)", "y = Conv (u, v)"),
+    "ReduceL2": (passes_through, "n = ReduceL2 <axes = [1]> (e) u = Div (e, n)", "y = Conv (u, v)"),
+    "InstanceNormalization": (
+        passes_through,
+        "t = Transpose <perm = [0, 2, 1, 3]> (e) n = InstanceNormalization (t, two, two)"
+        " u = Transpose <perm = [0, 2, 1, 3]> (n)",
+        "y = Conv (u, v)",
+    ),  # fmt: skip
+    "CumSum": (passes_through, "u = CumSum (e, one)", "y = Conv (u, v)"),
+    "Concat": (
+        concat_the_other_way_round,
+        "s = Conv (r, k2) j = Concat <axis = 1> (e, s) u = Relu (j)",
+        "y = Conv (u, vv)",
+    ),
+    "Reshape": (reshape_without_its_count, "u = Reshape (e, to)", "y = Conv (u, v)"),
+    "Add": (add_that_unites_nothing, "s = Conv (r, k2) u = Add (e, s)", "y = Conv (u, v)"),
+    "Gather": (passes_through, "u = Gather <axis = 1> (e, turned)", "y = Conv (u, v)"),
+}
+
+
+@pytest.mark.parametrize("op", BROKEN)
+def test_the_twin_catches_a_wrong_rule(op, monkeypatch):
+    wrong, body, last = BROKEN[op]
+    monkeypatch.setitem(registry._RULES, ("", op), wrong)
+    model = parse(
+        f"""g (float[N, 3, 2, 2] x) => (float[{"N, 4" if "Gemm" in last else "N, 4, P, Q"}] y)
+        <float[8, 3, 1, 1] w, float[8] b, float[10, 8, 1, 1] k, float[10] d, float[10, 8, 1, 1] k2,
+         float[4, 10, 1, 1] v, float[4, 20, 1, 1] vv, float[40, 4] f, float[2] two, int64 one = {{1}}, int64[4] to = {{-1, 10, 2, 2}},
+         int64[10] turned = {{9, 8, 7, 6, 5, 4, 3, 2, 1, 0}}>
+        {{ a = Conv (x, w, b)
+           r = Relu (a)
+           e = Conv (r, k, d)
+           {body}
+           {last} }}"""
+    )
+    result = onnxslim_merge.slim(model, compensation="none", criterion="l2")
+    assert [note for note in result.report.notes if note.startswith("Conv_e") and "our bug" in note]
+    assert slimmed_producers(result.plan) == {"a"}
+    assert result.report.twin_max_error <= TOLERANCE
+
+
+def test_the_twin_catches_a_conv_that_forgets_its_bias(monkeypatch):
+    monkeypatch.setitem(registry._RULES, ("", "Conv"), conv_without_its_bias)
+    model = model_of(next(case for case in CASES if case.name == "conv_2d_asymmetric"), 0)  # its Conv a has no bias
+    assert slimmed_producers(onnxslim_merge.slim(model).plan) == {"a"}
+    model = model_of(next(case for case in CASES if case.name == "relu"), 0)
+    result = onnxslim_merge.slim(model)
+    assert [note for note in result.report.notes if note.startswith("Conv_a") and "our bug" in note]
+    assert slimmed_producers(result.plan) == set()

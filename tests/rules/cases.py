@@ -78,7 +78,8 @@ case(
 )
 case(
     "conv_3d",
-    """g (float[N, 2, 5, 6, 4] x) => (float[N, 3, P, Q, R] y) <float[6, 2, 3, 3, 1] w, float[6] b, float[3, 6, 2, 1, 2] v>
+    """g (float[N, 2, 5, 6, 4] x) => (float[N, 3, P, Q, R] y)
+    <float[6, 2, 3, 3, 1] w, float[6] b, float[3, 6, 2, 1, 2] v>
     { a = Conv <pads = [1, 1, 0, 0, 1, 0], strides = [1, 2, 1]> (x, w, b)
       y = Conv (a, v) }""",
 )
@@ -948,7 +949,8 @@ case(
 )
 case(
     "reshape_awkward",  # rows of 6 cut into rows of 4: only every third boundary falls together
-    """g (float[N, 6] x) => (float[N, 4] y) <float[6, 36] w, int64[3] s = {-1, 6, 6}, int64[3] q = {-1, 9, 4}, float[36, 4] v>
+    """g (float[N, 6] x) => (float[N, 4] y)
+    <float[6, 36] w, int64[3] s = {-1, 6, 6}, int64[3] q = {-1, 9, 4}, float[36, 4] v>
     { a = Gemm (x, w)
       t = Reshape (a, s)
       r = Reshape (t, q)
@@ -957,7 +959,8 @@ case(
 )
 case(
     "reshape_too_awkward",
-    """g (float[N, 6] x) => (float[N, 4] y) <float[6, 36] w, int64[3] s = {-1, 4, 9}, int64[3] q = {-1, 9, 4}, float[36, 4] v>
+    """g (float[N, 6] x) => (float[N, 4] y)
+    <float[6, 36] w, int64[3] s = {-1, 4, 9}, int64[3] q = {-1, 9, 4}, float[36, 4] v>
     { a = Gemm (x, w)
       t = Reshape (a, s)
       r = Reshape (t, q)
@@ -1108,7 +1111,8 @@ case(
 case(
     "shape_bounds_a_slice_of_the_input",
     """g (float[N, 3, 8, 8] x, float[N, 20] z) => (float[N, 4, P, Q] y, float[N, S] t)
-    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1}, int64[1] i0 = {0}>
+    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1},
+     int64[1] i0 = {0}>
     { a = Conv (x, w)
       n = Shape <start = 0, end = 1> (x)
       st = Concat <axis = 0> (n, m1, w6, w6)
@@ -1123,7 +1127,8 @@ case(
 case(
     "shape_pads_the_input",
     """g (float[N, 3, 8, 8] x, float[N, 20] z) => (float[N, 4, P, Q] y, float[N, S] t)
-    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1}, int64[1] i0 = {0}>
+    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1},
+     int64[1] i0 = {0}>
     { a = Conv (x, w)
       n = Shape <start = 0, end = 1> (x)
       st = Concat <axis = 0> (n, m1, w6, w6)
@@ -1139,7 +1144,8 @@ case(
 case(
     "shape_splits_the_input",
     """g (float[N, 3, 8, 8] x, float[N, 20] z) => (float[N, 4, P, Q] y, float[N, S] t, float[N, R] t2)
-    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1}, int64[1] i0 = {0}>
+    <float[10, 3, 3, 3] w, float[4, 10, 1, 1] v, int64[1] m1 = {-1}, int64[1] w6 = {6}, int64[1] i1 = {1},
+     int64[1] i0 = {0}>
     { a = Conv (x, w)
       n = Shape <start = 0, end = 1> (x)
       st = Concat <axis = 0> (n, m1, w6, w6)

@@ -1,4 +1,4 @@
-"""The closed world: whatever is removed from any model of `cases`, the result is exact, by our twin and by an oracle."""
+"""The closed world: whatever is removed from a model of `cases`, the result is exact, by our twin and by an oracle."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_settings_of_this_file_are_all_there_are():
         Settings(criterion=criterion, compensation=compensation)
 
 
-# Rules that are wrong on purpose: the twin must notice, the guilty layer must be found and kept whole, the rest slimmed.
+# Rules that are wrong on purpose: the twin must notice, the guilty layer is found and kept whole, the rest is slimmed.
 
 
 def flatten_with_tile(c):
@@ -193,10 +193,11 @@ BROKEN = {
     "ReduceL2": (passes_through, "n = ReduceL2 <axes = [1]> (e) u = Div (e, n)", "y = Conv (u, v)"),
     "InstanceNormalization": (
         passes_through,
-        "t = Transpose <perm = [0, 2, 1, 3]> (e) n = InstanceNormalization (t, two, two)"
-        " u = Transpose <perm = [0, 2, 1, 3]> (n)",
+        """t = Transpose <perm = [0, 2, 1, 3]> (e)
+           n = InstanceNormalization (t, two, two)
+           u = Transpose <perm = [0, 2, 1, 3]> (n)""",
         "y = Conv (u, v)",
-    ),  # fmt: skip
+    ),
     "CumSum": (passes_through, "u = CumSum (e, one)", "y = Conv (u, v)"),
     "Concat": (
         concat_the_other_way_round,
@@ -216,8 +217,8 @@ def test_the_twin_catches_a_wrong_rule(op, monkeypatch):
     model = parse(
         f"""g (float[N, 3, 2, 2] x) => (float[{"N, 4" if "Gemm" in last else "N, 4, P, Q"}] y)
         <float[8, 3, 1, 1] w, float[8] b, float[10, 8, 1, 1] k, float[10] d, float[10, 8, 1, 1] k2,
-         float[4, 10, 1, 1] v, float[4, 20, 1, 1] vv, float[40, 4] f, float[2] two, int64 one = {{1}}, int64[4] to = {{-1, 10, 2, 2}},
-         int64[10] turned = {{9, 8, 7, 6, 5, 4, 3, 2, 1, 0}}>
+         float[4, 10, 1, 1] v, float[4, 20, 1, 1] vv, float[40, 4] f, float[2] two, int64 one = {{1}},
+         int64[4] to = {{-1, 10, 2, 2}}, int64[10] turned = {{9, 8, 7, 6, 5, 4, 3, 2, 1, 0}}>
         {{ a = Conv (x, w, b)
            r = Relu (a)
            e = Conv (r, k, d)

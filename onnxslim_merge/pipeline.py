@@ -108,6 +108,9 @@ def run_slim(
     with run.stage("analyse"):
         analysis = analyse_channels(graph, probes)
     work = Work(run, source, graph, probes, samples, analysis)
+    work.decide()
+    with run.stage("verify"):
+        work.judge().check_prepared()
     chosen = work.replay(given) if given is not None else work.plan()
     if targets.output is not None:
         return work.to_file(chosen, targets.output, targets)
@@ -150,6 +153,17 @@ class Work:
     analysis: Analysis
     notes: list[str] = field(default_factory=list)
 
+    def decide(self) -> None:
+        """Settle what "auto" means for this model, and say so where data would help."""
+        asked = self.run.settings
+        has_batchnorm = any(flow.moments is not None for flow in self.analysis.flows.values())
+        self.run.settings = asked.resolved(has_batchnorm=has_batchnorm)
+        if asked.compensation == "auto" and self.run.settings.compensation == "none":
+            self.notes.append(
+                "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
+                " give --calibration-data, or choose --compensation"
+            )
+
     def plan(self, *, check: bool = True) -> SlimPlan:
         """Select and compensate; cells that turn out not to be exact are kept whole (unless `check` is off)."""
         run, settings, views = self.run, self.run.settings, Views(self.analysis)
@@ -164,7 +178,7 @@ class Work:
     def _statistics(self, views: Views, found: Mapping[str, Amount]) -> Statistics | None:
         settings = self.run.settings
         spread = settings.criterion == "impact"
-        if not spread and "mean" not in settings.compensation:
+        if not spread and not settings.carries_mean:
             return None
         cells = [cell for cell in self.analysis.cells if found[cell.name].keep < cell.size]
 
@@ -176,7 +190,7 @@ class Work:
 
     def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> Kept:
         settings, scores, kept = self.run.settings, {}, Kept()
-        carries_mean = "mean" in settings.compensation
+        carries_mean = settings.carries_mean
         for cell in self.analysis.cells:
             if (amount := found[cell.name]).keep < cell.size:
                 scores[cell.name] = CRITERIA[settings.criterion](views, cell, statistics, carries_mean)
@@ -253,7 +267,6 @@ class Work:
         with self.run.stage("verify"):
             judge.let_go()
             check_file(self.source, model)
-            judge.check_prepared()
             error = judge.require_twin(plan)
             fidelity, count_ = judge.fidelity(model, settings.score_output)
         with self.run.stage("speed"):

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import io
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -34,6 +35,7 @@ INSTALL_HINT = (
 
 def load_onnxruntime() -> Any:
     """Return the onnxruntime module. Raises MissingExtraError if neither wheel is installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # 1.32 sends usage data, and leaves a file in TMPDIR
     try:
         ort = importlib.import_module("onnxruntime")
         ort.InferenceSession  # noqa: B018 - an uninstalled wheel can leave an empty namespace package behind

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from onnxslim_merge.errors import InputError, UsageError
 
 Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact"]
-Compensation = Literal["none", "mean", "merge", "mean+merge"]
+Compensation = Literal["auto", "none", "mean", "merge", "mean+merge"]
 Scope = Literal["inner", "all"]
 
 # The settings that decide the plan; the others only say where things are and what is measured.
@@ -45,6 +45,8 @@ class RatioRule:
 class Settings:
     """What the user asked for. Raises UsageError on construction if a value is out of range.
 
+    compensation: "auto" = "mean" for files that keep BatchNormalization or come with calibration data, else "none":
+        means of synthetic inputs alone do more harm than good.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
     lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
@@ -53,7 +55,7 @@ class Settings:
     """
 
     criterion: Criterion = "consumer"
-    compensation: Compensation = "mean"
+    compensation: Compensation = "auto"
     ratio: float = 0.5
     ratio_for: tuple[RatioRule, ...] = ()
     scope: Scope = "all"
@@ -96,6 +98,23 @@ class Settings:
             if any(size < 1 for size in shape):
                 raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")
 
+    @property
+    def merges(self) -> bool:
+        """Whether kept channels stand in for removed ones."""
+        return "merge" in self.compensation
+
+    @property
+    def carries_mean(self) -> bool:
+        """Whether consumers' biases get the means of removed channels."""
+        return "mean" in self.compensation
+
+    def resolved(self, *, has_batchnorm: bool) -> Settings:
+        """These settings with "auto" decided for one model."""
+        if self.compensation != "auto":
+            return self
+        known = has_batchnorm or self.calibration_data is not None
+        return replace(self, compensation="mean" if known else "none")
+
     def record(self) -> dict[str, Any]:
         """What decides the plan, as JSON values: no paths."""
         data = {name: getattr(self, name) for name in RECORDED}
@@ -129,7 +148,7 @@ class Settings:
         measures, writes: whether the slimmed model is run, and whether it becomes a file.
         """
         idle: dict[str, list[str]] = {}
-        if "merge" not in self.compensation:
+        if not self.merges:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam"]
         if self.calibration_data is not None:
             idle["with --calibration-data"] = ["seed"]

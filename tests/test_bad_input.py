@@ -155,7 +155,6 @@ def test_calibration_data_that_does_not_fit(cli: Cli, name: str, array: np.ndarr
     assert "data.npz" in text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a broken .npz open
 def test_damaged_calibration_data(cli: Cli):
     np.savez("data.npz", x=np.ones((4, 6), np.float32))
     os.truncate("data.npz", 100)

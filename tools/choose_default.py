@@ -1,6 +1,6 @@
 """Which criterion and compensation should be the default without data?
 
-    python tools/choose_default.py SHARED
+    python tools/choose_default.py SHARED [--without-batchnorm]
 
 Without labels: top-1 agreement with the original on unlabelled calibration images (`x_calib`), over the three files
 that keep BatchNormalization, each at two amounts. The tool itself gets no data. Prints the agreement in percent for
@@ -23,13 +23,21 @@ from onnxslim_merge.pipeline import Run, Work, pick_samples
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.rewrite import rewrite
-from onnxslim_merge.settings import Compensation, Criterion, Settings
+from onnxslim_merge.settings import Compensation, Criterion, Scope, Settings
 from paper_tables import load_score
 
-MODELS = (  # file, task, images, (scope, ratio) at which enough is left to compare
+Models = tuple[tuple[str, str, int, tuple[tuple[Scope, float], ...]], ...]
+MODELS: Models = (  # file, task, images, (scope, ratio) at which enough is left to compare
     ("resnet20_cifar10_bn_op13.onnx", "cifar10-a", 1024, (("inner", 0.3), ("all", 0.1))),
     ("densenet_jw_cifar10_bn.onnx", "cifar10-b", 512, (("inner", 0.3), ("all", 0.1))),
     ("efficientnet_lite0_imagenet_bn.onnx", "imagenet", 128, (("inner", 0.1), ("all", 0.03))),
+)
+
+WITHOUT_BATCHNORM: Models = (
+    ("lenet300_100_fashionmnist.onnx", "fashion", 1024, (("all", 0.5), ("all", 0.7))),
+    ("resnet20_cifar10_folded_op17.onnx", "cifar10-a", 1024, (("inner", 0.2), ("all", 0.1))),
+    ("vgglike_cifar10_tf2onnx.onnx", "cifar10-raw", 1024, (("all", 0.1), ("all", 0.2))),
+    ("resnet8_cifar10_tf2onnx.onnx", "cifar10-raw", 1024, (("inner", 0.2), ("all", 0.1))),
 )
 
 
@@ -59,15 +67,16 @@ class Bench:
     def agreement(self, settings: Settings) -> float:
         """Top-1 agreement with the original, in percent."""
         self.work.run.settings = settings
+        self.work.decide()
         plan = self.work.plan(check=False)
         model = build(rewrite(self.work.graph, plan), self.work.source)
         return 100 * float((predictions(model.SerializeToString(), self.inputs) == self.reference).mean())
 
 
-def rows(shared: Path) -> Iterator[tuple[str, str, list[float]]]:
+def rows(shared: Path, models: Models, only: list[str]) -> Iterator[tuple[str, str, list[float]]]:
     """(criterion, compensation, agreement in percent for each model and amount)."""
-    benches = [(Bench(shared, name, task, first), amounts) for name, task, first, amounts in MODELS]
-    for criterion in get_args(Criterion):
+    benches = [(Bench(shared, name, task, first), amounts) for name, task, first, amounts in models]
+    for criterion in only or get_args(Criterion):
         for compensation in get_args(Compensation):
             found = [
                 bench.agreement(Settings(criterion=criterion, compensation=compensation, scope=scope, ratio=ratio))
@@ -81,11 +90,14 @@ def main() -> None:
     """Parse and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path)
+    parser.add_argument("--without-batchnorm", action="store_true", help="files whose means must be measured on noise")
+    parser.add_argument("--criterion", action="append", default=[], help="only this one (repeatable)")
     arguments = parser.parse_args()
-    columns = [f"{name.split('_')[0]} {scope} {ratio}" for name, _, _, amounts in MODELS for scope, ratio in amounts]
+    models = WITHOUT_BATCHNORM if arguments.without_batchnorm else MODELS
+    columns = [f"{name.split('_')[0]} {scope} {ratio}" for name, _, _, amounts in models for scope, ratio in amounts]
     print("columns:", ", ".join(columns))
     table = []
-    for criterion, compensation, found in rows(arguments.shared):
+    for criterion, compensation, found in rows(arguments.shared, models, arguments.criterion):
         table.append((float(np.mean(found)), criterion, compensation))
         print(
             f"{criterion:8} {compensation:10}", *(f"{v:6.2f}" for v in found), f"  mean {table[-1][0]:.2f}", flush=True

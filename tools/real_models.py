@@ -10,9 +10,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from paper_tables import load_score
-
 from onnxslim_merge import slim
+from paper_tables import load_score
 
 FILES = {  # file: task of score.py, or None
     "resnet20_cifar10_folded_op17": "cifar10-a",

@@ -39,7 +39,7 @@ def solve(
     columns = {cell.name: views.columns(cell) for cell in cells}
     solver.open = Counter(c.consumer for found in columns.values() for c in found)
     for cell in cells:
-        values = cell_values(views, cell) if "merge" in settings.compensation else {}
+        values = cell_values(views, cell) if settings.merges else {}
         served = [solver.absorb(cell, c, kept[cell.name], values) for c in columns[cell.name]]
         solver.solution.notes += _notes(cell, len(kept[cell.name]), served, settings)
     return solver.solution
@@ -74,7 +74,7 @@ class Solver:
         if found.any():
             self._rows.setdefault(columns.consumer, []).extend(_merged(original, columns.positions, donors, taken))
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
-        if self.statistics is not None and "mean" in self.settings.compensation:
+        if self.statistics is not None and self.settings.carries_mean:
             mean = self.statistics.at(cell, columns).mean
             shift = mean[removed] - np.where(found, donors.scale, 0.0)[:, None] * mean[donors.donor]
         if shift.any():
@@ -114,7 +114,7 @@ def _donors(
 ) -> tuple[Donors, str | None]:
     """Donors at one consumer; none if the channel's way is private, or channels differ in their number of positions."""
     none = Donors(np.full(removed.size, -1), np.zeros(removed.size), np.zeros(removed.size))
-    if "merge" not in settings.compensation:
+    if not settings.merges:
         return none, None
     if value is None:
         return none, "the way to a consumer is not known"
@@ -127,9 +127,9 @@ def _donors(
 
 def _notes(cell: Cell, kept: int, served: list[tuple[int, str | None]], settings: Settings) -> list[str]:
     """Say it where channels went without a donor."""
-    if "merge" not in settings.compensation or not served:
+    if not settings.merges or not served:
         return []
-    removed, instead = cell.size - kept, "mean shift" if "mean" in settings.compensation else "plain removal"
+    removed, instead = cell.size - kept, "mean shift" if settings.carries_mean else "plain removal"
     reasons = sorted({why for _, why in served if why})
     if reasons:
         return [f"{cell.name}: no merging ({reasons[0]}); {instead} instead"]

@@ -89,10 +89,10 @@ def _from_path(path: Path) -> Source:
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a directory: pass the .onnx file in it")
     try:
         data = path.read_bytes()
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory: pass the .onnx file in it") from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path of the model") from None
     except OSError as error:

@@ -150,12 +150,12 @@ def _run(model: onnx.ModelProto, custom_ops: Sequence[Path]) -> onnx.ModelProto 
     options.intra_op_num_threads = 1
     # Quantisers are left alone; no weight of theirs can be folded, because all their constants are graph inputs.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    for library in custom_ops:
-        options.register_custom_ops_library(str(library))
     with tempfile.TemporaryDirectory(prefix="onnxslim_merge.") as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         try:
+            for library in custom_ops:
+                options.register_custom_ops_library(str(library))
             ort.InferenceSession(
                 model.SerializeToString(), options, providers=[CPU], disabled_optimizers=DISABLED, enable_fallback=0
             )

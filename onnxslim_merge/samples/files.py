@@ -56,12 +56,12 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:
     """The arrays of one file by input name; names are checked, nothing else."""
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
+        with file.open("rb") as stream:  # np.load itself leaves a damaged archive open
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
                 arrays = {name: loaded[name] for name in loaded.files}
-        else:
-            arrays = loaded
+            else:
+                arrays = loaded
     except Exception as error:  # numpy, zipfile and the OS raise a dozen classes for a damaged file
         raise InputError(f"{file}: not readable as NumPy data ({' '.join(str(error).split())[:200]})") from None
     if isinstance(arrays, np.ndarray):

@@ -88,7 +88,7 @@ def _draw(
     if spec.dtype.kind in "iu":
         low, high = int_range or (0, 2)
         return rng.integers(low, high, size=shape).astype(spec.dtype)
-    raise InputError(f"input {spec.name} is {spec}: no synthetic values exist for it, give --calibration-data")
+    raise InputError(f"input {spec}: no synthetic values exist for it, give --calibration-data")
 
 
 def _smoothed_noise(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np.ndarray:

@@ -40,23 +40,21 @@ class Statistics:
         for cell in cells:
             for columns in views.columns(cell):
                 consumer = views.analysis.consumers[columns.consumer]
-                if (cell.name, consumer.x) in self._closed or consumer.x in wanted:
-                    continue
-                known = closed_moments(views, cell, consumer.x)
+                key = cell.name, consumer.x
+                known = self._closed.get(key) or closed_moments(views, cell, consumer.x)
+                if known is not None:
+                    self._closed[key] = known
                 if known is None or (spread and known[1] is None):
                     wanted[consumer.x] = consumer.x_axis
-                else:
-                    self._closed[cell.name, consumer.x] = known
         self._measured = measure(wanted) if wanted else {}
-        self.measured_tensors = tuple(wanted)
 
     def at(self, cell: Cell, columns: Columns) -> Moments:
         """The moments of `cell` at the positions where `columns` reads it; 0 where there is no position."""
         tensor, where = self._views.analysis.consumers[columns.consumer].x, columns.positions
         present = where >= 0
-        if tensor in self._measured:
+        known = self._closed.get((cell.name, tensor))
+        if known is None or (known[1] is None and tensor in self._measured):
             mean, second = (a[where.clip(min=0)] for a in self._measured[tensor])
         else:
-            closed = self._closed[cell.name, tensor]
-            mean, second = (0.0 * where + a[:, None] if a is not None else 0.0 * where for a in closed)
+            mean, second = (0.0 * where + a[:, None] if a is not None else 0.0 * where for a in known)
         return Moments(mean * present, second * present)

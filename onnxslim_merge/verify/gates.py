@@ -70,10 +70,18 @@ class Judge:
         return self.source.path or self.source.proto
 
     def check_prepared(self) -> None:
-        """The canonical form equals the original. Raises InternalError."""
+        """The canonical form equals the original. Raises InternalError, and VerifyError if that is not finite."""
+        reference = list(self.outputs(self.original(), self.few, "the input model"))
+        for outputs in reference:
+            for name, value in outputs.items():
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise VerifyError(
+                        f"output {name} of the input model is not finite (NaN or infinity) on {self.samples.source}"
+                        " inputs: give others with --calibration-data"
+                    )
         with runnable(self.graph, self.source) as model:
             prepared = list(self.outputs(model, self.few, "the prepared model"))
-        error = max_relative_error(self.outputs(self.original(), self.few, "the input model"), prepared)
+        error = max_relative_error(reference, prepared)
         if not error <= (HALF_TOLERANCE if is_half_precision(self.graph) else PREPARED_TOLERANCE):
             raise InternalError(f"preparation changed the model (relative error {error:.1e}): please report this")
 

@@ -1044,7 +1044,12 @@ case(
 case(
     "shape_of_a_tied_tensor",
     dynamic(
-        "r = Relu (t) s = Shape (r) k = Gather (s, i1) q = Concat <axis = 0> (n, k, w8, w8) z = Reshape (a, q) u = Add (z, r)"
+        """r = Relu (t)
+        s = Shape (r)
+        k = Gather (s, i1)
+        q = Concat <axis = 0> (n, k, w8, w8)
+        z = Reshape (a, q)
+        u = Add (z, r)"""
     ),
 )
 case(

@@ -84,7 +84,11 @@ class SettingsOptions:
     ] = None
     compensation: Annotated[
         Compensation | None,
-        Parameter(group=_METHOD, help=f"What the next layers get for those that go. (default {_DEFAULT.compensation})"),
+        Parameter(
+            group=_METHOD,
+            help="What the next layers get for those that go; auto: mean if BatchNormalization or data tells it, else"
+            f" none. (default {_DEFAULT.compensation})",
+        ),
     ] = None
     threshold: Annotated[
         float | None,

@@ -50,7 +50,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SlimResult:
-    """What came out. model: None where it was written to a file only (above 2 GB), or in a dry run."""
+    """What came out. model: None in a dry run, and above 1 GiB, where it is in the file only."""
 
     model: onnx.ModelProto | None
     plan: SlimPlan
@@ -260,7 +260,8 @@ class Work:
             report = self.report(plan, outcome)
             with targets.beside(plan, report):
                 staging.commit()
-        return SlimResult(None, plan, report)
+        written = onnx.load(output) if (outcome.size_bytes or 0) < LARGE else None
+        return SlimResult(written, plan, report)
 
     def _verify(self, plan: SlimPlan, model: onnx.ModelProto | Path, name: FileRef, size: int) -> Outcome:
         settings, judge = self.run.settings, self.judge()

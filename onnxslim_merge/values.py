@@ -2,7 +2,7 @@
 
 For Neuron Merging a removed channel i is replaced by s times a kept one at a consumer's input. That is exact where
 value_i = a_i f(row_i . input) + c_i with one f for all channels: this module finds row, f's degree, a and c, walking
-forward from the producers over the flows that the rules claimed (design.md, section 3, "How a value travels").
+forward from the producers over the flows that the rules claimed.
 """
 
 from __future__ import annotations

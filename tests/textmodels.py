@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+from onnxslim_merge.plan import Mask
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 
@@ -99,3 +101,42 @@ def interface(model: onnx.ModelProto) -> list[tuple[str, int, list[int | str]]]:
         (v.name, v.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim])
         for v in values
     ]
+
+
+def silenced(model: onnx.ModelProto, masks: Iterable[Mask], fed: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A copy of `model` with zeros in the weights, wherever `masks` say that a consumer loses channels.
+
+    An oracle of its own beside the twin: it edits the file as it was given, and masks weights, not activations.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = {node.name or f"{node.op_type}_{node.output[0]}": node for node in copy.graph.node}
+    for index, mask in enumerate(masks):
+        node = nodes[mask.node]
+        slot, axis = weight_place(node, mask.slot)
+        values = np.array(constant_value(model, node.input[slot], fed))
+        gone = np.delete(np.arange(mask.size), mask.keep)
+        np.moveaxis(values, axis, 0)[gone] = 0
+        node.input[slot] = f"silenced.{index}"
+        copy.graph.initializer.append(numpy_helper.from_array(values, node.input[slot]))
+    return copy
+
+
+def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int]:
+    """(slot, axis) of the weight that contracts input `x_slot`, straight from the operator's definition."""
+    if node.op_type == "MatMul":
+        return 1 - x_slot, x_slot
+    assert x_slot == 0
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        return 1, int(transposed)
+    return 1, {"Conv": 1, "ConvTranspose": 0}[node.op_type]
+
+
+def constant_value(model: onnx.ModelProto, name: str, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name in (found := weights(model)):
+        return found[name]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return run(copy, fed, optimize=False)[-1]

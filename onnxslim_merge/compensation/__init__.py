@@ -1,6 +1,6 @@
 """What happens to the columns of removed channels: nothing, a mean in the bias, a donor, or both.
 
-`solve` goes through cells and consumers; `donors` finds stand-ins as Neuron Merging does (design.md, section 4).
+`solve` goes through cells and consumers; `donors` finds stand-ins as Neuron Merging does.
 """
 
 from onnxslim_merge.compensation.donors import Donors, find_donors

@@ -1,6 +1,6 @@
 """Which channels matter: a function per criterion, (views, cell, statistics, carries_mean) -> score (n,), larger stays.
 
-Norms look at the rows that make a channel, `consumer` and `impact` at the columns that read it (design.md, section 4).
+Norms look at the rows that make a channel, `consumer` and `impact` at the columns that read it.
 """
 
 from typing import Protocol

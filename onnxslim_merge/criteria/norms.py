@@ -1,6 +1,6 @@
 """Norms of producer rows: raw rows without bias where BatchNormalization follows, else [w | b] as found.
 
-Ranking by the folded norm is a trap (design.md, section 4): BatchNormalization's scale says little of a channel's use.
+Ranking by the folded norm is a trap: BatchNormalization's scale says little of a channel's use.
 """
 
 from __future__ import annotations

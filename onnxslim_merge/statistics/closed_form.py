@@ -1,6 +1,6 @@
 """Moments without data: BatchNormalization tells mean (beta) and spread (|gamma|) of its output on the training set.
 
-A normal distribution is carried through the element-wise functions that follow on a fine grid (design.md, section 4).
+A normal distribution is carried through the element-wise functions that follow on a fine grid.
 """
 
 from __future__ import annotations

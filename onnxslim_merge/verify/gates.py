@@ -1,7 +1,4 @@
-"""The gates that a slimmed model passes before it may appear, and what is reported beside them.
-
-See design.md, section 9.
-"""
+"""The gates that a slimmed model passes before it may appear, and what is reported beside them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The twin: the original at full size, compensated weights in, removed channels masked where consumers read them.
 
-Its output must equal the small model's. That is exactness tested, not argued (design.md, section 3).
+Its output must equal the small model's. That is exactness tested, not argued.
 """
 
 from __future__ import annotations

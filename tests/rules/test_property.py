@@ -10,15 +10,14 @@ from itertools import product
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
-from textmodels import distance, feeds, interface, parse, run, weights
+from textmodels import distance, feeds, interface, parse, run, silenced, weights
 
 import onnxslim_merge
 from onnxslim_merge.channels import registry
 from onnxslim_merge.channels.labels import along, reshape
 from onnxslim_merge.channels.registry import registered
 from onnxslim_merge.model_io import load
-from onnxslim_merge.plan import Mask, SlimPlan
+from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.verify import speed
@@ -92,42 +91,6 @@ def check_oracle(case: Case, model: onnx.ModelProto, plan: SlimPlan, small: onnx
         fed = feeds(model, sizes, seed)
         silent = silenced(model, plan.masks, fed)
         assert distance(run(silent, fed, optimize=False), run(small, fed)) <= TOLERANCE
-
-
-def silenced(model: onnx.ModelProto, masks: tuple[Mask, ...], fed) -> onnx.ModelProto:
-    """A copy of `model` with zeros in the weights, wherever `masks` say that a consumer loses channels."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    nodes = {node.name or f"{node.op_type}_{node.output[0]}": node for node in copy.graph.node}
-    for index, mask in enumerate(masks):
-        node = nodes[mask.node]
-        slot, axis = weight_place(node, mask.slot)
-        values = np.array(constant_value(model, node.input[slot], fed))
-        gone = np.delete(np.arange(mask.size), mask.keep)
-        np.moveaxis(values, axis, 0)[gone] = 0
-        node.input[slot] = f"silenced.{index}"
-        copy.graph.initializer.append(numpy_helper.from_array(values, node.input[slot]))
-    return copy
-
-
-def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int]:
-    """(slot, axis) of the weight that contracts input `x_slot`, straight from the operator's definition."""
-    if node.op_type == "MatMul":
-        return 1 - x_slot, x_slot
-    assert x_slot == 0
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        return 1, int(transposed)
-    return 1, {"Conv": 1, "ConvTranspose": 0}[node.op_type]
-
-
-def constant_value(model: onnx.ModelProto, name: str, fed) -> np.ndarray:
-    if name in (found := weights(model)):
-        return found[name]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.output.append(helper.make_empty_tensor_value_info(name))
-    return run(copy, fed, optimize=False)[-1]
 
 
 def check_refusals(case: Case, refusals) -> None:

@@ -1,0 +1,222 @@
+"""Random small networks from a grammar, slimmed with random options: the result equals its twin, and an oracle."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from textmodels import distance, feeds, interface, parse, run, silenced
+
+import onnxslim_merge
+from onnxslim_merge.select import kept_count
+from onnxslim_merge.verify import speed
+
+EXAMPLES = int(os.environ.get("RANDOM_GRAPHS", "60"))  # for a long search: RANDOM_GRAPHS=2000
+HIDDEN = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_timing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "measure", lambda *args, **options: [])
+        yield
+
+
+class Net:
+    """A network under construction: lines of text, declared weights, and images = (name, channels, height, width)."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.lines: list[str] = []
+        self.weights: list[str] = []
+        self.images = [("x", 3, 8, 8)]
+
+    def pick(self, *choices):
+        return self.draw(st.sampled_from(choices))
+
+    def weight(self, *shape: int, prefix: str = "w", dtype: str = "float", values: str = "") -> str:
+        name = f"{prefix}{len(self.weights)}"
+        self.weights.append(f"{dtype}[{', '.join(map(str, shape))}] {name}{values}")
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.weight(len(values), prefix="i", dtype="int64", values=" = {" + ", ".join(map(str, values)) + "}")
+
+    def node(self, call: str) -> str:
+        name = f"t{len(self.lines)}"
+        self.lines.append(f"{name} = {call}")
+        return name
+
+    def conv(self, image, out: int, kernel: int = 1, stride: int = 1):
+        name, c, h, w = image
+        bias = f", {self.weight(out)}" if self.pick(True, False) else ""
+        attributes = (
+            f"pads = [{kernel // 2}, {kernel // 2}, {kernel // 2}, {kernel // 2}], strides = [{stride}, {stride}]"
+        )
+        made = self.node(f"Conv <{attributes}> ({name}, {self.weight(out, c, kernel, kernel)}{bias})")
+        return made, out, -(-h // stride), -(-w // stride)
+
+    def grow(self) -> None:
+        """Put one more piece behind a tensor that exists."""
+        image = self.images[self.draw(st.integers(max(0, len(self.images) - 3), len(self.images) - 1))]
+        self.images.append(getattr(self, self.pick(*PIECES))(image))
+
+    # -- pieces: from an image to an image --------------------------------------------------------------------------
+
+    def convolution(self, image):
+        return self.conv(image, self.pick(4, 6, 9, 12), self.pick(1, 3), self.pick(1, 1, 2))
+
+    def depthwise(self, image):
+        name, c, h, w = image
+        times = self.pick(1, 1, 2)
+        made = self.node(
+            f"Conv <group = {c}, pads = [1, 1, 1, 1]> ({name}, {self.weight(c * times, 1, 3, 3)}, {self.weight(c * times)})"
+        )
+        return made, c * times, h, w
+
+    def normalise(self, image):
+        name, c, h, w = image
+        parts = [self.weight(c, prefix=prefix) for prefix in ("w", "w", "w", "var")]
+        return self.node(f"BatchNormalization ({name}, {', '.join(parts)})"), c, h, w
+
+    def activate(self, image):
+        name, *size = image
+        return self.node(f"{self.pick('Relu', 'Relu', 'LeakyRelu', 'Sigmoid', 'HardSwish', 'Neg')} ({name})"), *size
+
+    def slope(self, image):
+        name, c, h, w = image
+        return self.node(f"PRelu ({name}, {self.weight(self.pick(c, 1), 1, 1)})"), c, h, w
+
+    def affine(self, image):
+        name, c, h, w = image
+        k = self.weight(self.pick(c, c, 1), 1, 1, prefix="pos")
+        return self.node(f"{self.pick('Add', 'Sub', 'Mul', 'Div')} ({name}, {k})"), c, h, w
+
+    def pool(self, image):
+        name, c, h, w = image
+        kind = self.pick("MaxPool", "AveragePool", "LpPool")
+        return self.node(f"{kind} <kernel_shape = [2, 2], pads = [0, 0, 1, 1]> ({name})"), c, h, w
+
+    def partner(self, image):
+        """Another image of the same size, made to measure where there is none."""
+        same = [other for other in self.images if other[1:] == image[1:] and other[0] != image[0]]
+        if same and self.pick(True, True, False):
+            return self.pick(*same)
+        fitting = [other for other in self.images if other[2:] == image[2:]]
+        return self.conv(self.pick(*fitting), image[1], self.pick(1, 3))
+
+    def join(self, image):
+        name, *size = image
+        return self.node(f"{self.pick('Add', 'Add', 'Mul', 'Sub', 'Max')} ({name}, {self.partner(image)[0]})"), *size
+
+    def residual(self, image):
+        inner = self.activate(self.conv(image, self.pick(4, 6), 3))
+        return self.node(f"Add ({self.conv(inner, image[1], 1)[0]}, {image[0]})"), *image[1:]
+
+    def concat(self, image):
+        others = [other for other in self.images if other[2:] == image[2:]]
+        chosen = [image, *(self.pick(*others) for _ in range(self.pick(1, 2)))]
+        made = self.node(f"Concat <axis = 1> ({', '.join(c[0] for c in chosen)})")
+        return made, sum(c[1] for c in chosen), *image[2:]
+
+    def gate(self, image):
+        name, c, *size = image
+        pooled = (self.node(f"GlobalAveragePool ({name})"), c, 1, 1)
+        inner = self.activate(self.conv(pooled, 5))
+        gate = self.node(f"Sigmoid ({self.conv(inner, c)[0]})")
+        return self.node(f"Mul ({name}, {gate})"), c, *size
+
+    def nhwc(self, image):
+        name, *size = image
+        there = self.node(f"Transpose <perm = [0, 2, 3, 1]> ({name})")
+        return self.node(f"Transpose <perm = [0, 3, 1, 2]> ({self.node(f'Relu ({there})')})"), *size
+
+    def halves(self, image):
+        name, c, *size = image
+        cut = c // 2
+        ends = self.integers(1)
+        front = self.node(f"Slice ({name}, {self.integers(0)}, {self.integers(cut)}, {ends})")
+        back = self.node(f"Slice ({name}, {self.integers(cut)}, {self.integers(c)}, {ends})")
+        return self.node(f"Concat <axis = 1> ({back}, {self.node(f'Relu ({front})')})"), c, *size
+
+    def shuffle(self, image):
+        name, c, h, w = image
+        if c % 2:
+            return self.activate(image)
+        grouped = self.node(f"Reshape ({name}, {self.integers(0, 2, c // 2, h, w)})")
+        turned = self.node(f"Transpose <perm = [0, 2, 1, 3, 4]> ({grouped})")
+        return self.node(f"Reshape ({turned}, {self.integers(0, -1, h, w)})"), c, h, w
+
+    def pad(self, image):
+        name, c, *size = image
+        return self.node(f"Pad ({name}, {self.integers(0, 1, 0, 0, 0, 2, 0, 0)})"), c + 3, *size
+
+    def finish(self) -> str:
+        """The last image, flattened or pooled, through two Gemms to y."""
+        name, c, h, w = self.images[-1]
+        if self.pick(True, False):
+            name, h, w = self.node(f"GlobalAveragePool ({name})"), 1, 1
+        flat = self.node(f"{self.pick('Flatten', 'Reshape')} ({name})")
+        if "Reshape" in self.lines[-1]:
+            self.lines[-1] = self.lines[-1][:-1] + f", {self.integers(0, -1)})"
+        self.lines.append(f"hidden = Gemm ({flat}, {self.weight(c * h * w, HIDDEN)}, {self.weight(HIDDEN)})")
+        last = self.node("Relu (hidden)")
+        self.lines.append(f"y = Gemm <transB = 1> ({last}, {self.weight(3, HIDDEN)}, {self.weight(3)})")
+        declared = ", ".join(self.weights)
+        return f"g (float[N, 3, 8, 8] x) => (float[N, 3] y) <{declared}> {{ {' '.join(self.lines)} }}"
+
+
+PIECES = (
+    "convolution", "convolution", "convolution", "depthwise", "normalise", "normalise", "activate", "activate", "slope",
+    "affine", "pool", "join", "residual", "concat", "gate", "nhwc", "halves", "shuffle", "pad",
+)  # fmt: skip
+
+
+@st.composite
+def networks(draw) -> str:
+    net = Net(draw)
+    net.images.append(net.convolution(net.images[0]))
+    for _ in range(draw(st.integers(1, 7))):
+        net.grow()
+    return net.finish()
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "ratio": st.floats(0.1, 0.8),
+        "criterion": st.sampled_from(["l1", "l2", "l2-gm", "consumer", "impact"]),
+        "compensation": st.sampled_from(["none", "none", "mean", "merge", "mean+merge"]),
+        "scope": st.sampled_from(["all", "all", "inner"]),
+        "channel_multiple": st.sampled_from([1, 1, 1, 4]),
+        "keep_batchnorm": st.booleans(),
+    }
+)
+
+
+@given(networks(), OPTIONS, st.integers(0, 3))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="RANDOM_GRAPHS" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_random_networks(text, options, seed):
+    model = parse(text, seed=seed)
+    result = onnxslim_merge.slim(model, **options)
+    assert not [note for note in result.report.notes if "our bug" in note]
+    assert not [r for r in result.report.refusals if "please report" in r.reason]
+    assert result.report.twin_max_error <= 1e-4
+    onnx.checker.check_model(result.model, full_check=True)
+    assert interface(result.model) == interface(model)
+    hidden = next(cell for cell in result.plan.cells if cell.producers[0][2] == "hidden")
+    assert len(hidden.keep) == kept_count(HIDDEN, options["ratio"], 1, options["channel_multiple"])
+    for size in (1, 3):
+        fed = feeds(model, {"N": size}, seed)
+        small = run(result.model, fed)
+        assert np.isfinite(small[0]).all()
+        if options["compensation"] == "none":
+            assert distance(run(silenced(model, result.plan.masks, fed), fed, optimize=False), small) <= 1e-4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from onnxslim_merge.runtime import resolve_providers
 from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
 from onnxslim_merge.select import Amount, amounts, choose, repair
 from onnxslim_merge.settings import Settings
-from onnxslim_merge.statistics import Statistics
+from onnxslim_merge.statistics import Place, Statistics
 from onnxslim_merge.statistics.measured import measure
 from onnxslim_merge.verify import speed
 from onnxslim_merge.verify.bisect import exonerate
@@ -182,7 +182,7 @@ class Work:
             return None
         cells = [cell for cell in self.analysis.cells if found[cell.name].keep < cell.size]
 
-        def measured(wanted: Mapping[str, int]) -> Any:
+        def measured(wanted: Collection[Place]) -> Any:
             with self.run.stage("statistics"):
                 return measure(self.graph, self.source, self.samples, wanted, settings.custom_ops)
 

@@ -73,10 +73,8 @@ class Net:
     def depthwise(self, image):
         name, c, h, w = image
         times = self.pick(1, 1, 2)
-        made = self.node(
-            f"Conv <group = {c}, pads = [1, 1, 1, 1]> ({name}, {self.weight(c * times, 1, 3, 3)}, {self.weight(c * times)})"
-        )
-        return made, c * times, h, w
+        parts = f"{name}, {self.weight(c * times, 1, 3, 3)}, {self.weight(c * times)}"
+        return self.node(f"Conv <group = {c}, pads = [1, 1, 1, 1]> ({parts})"), c * times, h, w
 
     def normalise(self, image):
         name, c, h, w = image

@@ -2,6 +2,6 @@
 (`closed_form`), measured on calibration or synthetic inputs elsewhere (`measured`). `Statistics` serves both.
 """
 
-from onnxslim_merge.statistics.moments import Moments, Statistics
+from onnxslim_merge.statistics.moments import Moments, Place, Statistics
 
-__all__ = ["Moments", "Statistics"]
+__all__ = ["Moments", "Place", "Statistics"]

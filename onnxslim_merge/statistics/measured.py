@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from onnxslim_merge.model_io import Source, runnable
 from onnxslim_merge.probe import tap
 from onnxslim_merge.runtime import Runner
 from onnxslim_merge.samples import Samples
+from onnxslim_merge.statistics.moments import Place
 from onnxslim_merge.views import Floats
 
 
@@ -20,24 +21,28 @@ def measure(
     graph: gs.Graph,
     source: Source,
     samples: Samples,
-    wanted: Mapping[str, int],
+    wanted: Collection[Place],
     custom_ops: Sequence[Path] = (),
-) -> dict[str, tuple[Floats, Floats]]:
-    """Mean and mean square, (size,) each, of every tensor in `wanted` = {tensor: axis}, over all its other axes."""
-    sums: dict[str, tuple[Floats, Floats]] = {}
+) -> dict[Place, tuple[Floats, Floats]]:
+    """Mean and mean square, (size,) each, along the axis of every wanted (tensor, axis), over all other axes."""
+    sums: dict[Place, tuple[Floats, Floats]] = {}
     counts = dict.fromkeys(wanted, 0)
+    names = list(dict.fromkeys(name for name, _ in wanted))
     with runnable(graph, source) as model:
         target: onnx.ModelProto | Path = model
         if isinstance(model, Path):
             target = model.with_name("tapped.onnx")
-            target.write_bytes(tap(onnx.load(model, load_external_data=False), list(wanted)).SerializeToString())
+            target.write_bytes(tap(onnx.load(model, load_external_data=False), names).SerializeToString())
         else:
-            tap(model, list(wanted))
+            tap(model, names)
         runner = Runner(target, custom_ops=custom_ops, label="the prepared model")
         for feeds in samples.feeds:
-            for name, array in runner.run(feeds, list(wanted)).items():
-                rows = np.moveaxis(array, wanted[name], 0).reshape(array.shape[wanted[name]], -1).astype(np.float64)
-                mean, second = sums.get(name, (0.0, 0.0))
-                sums[name] = (mean + rows.sum(1), second + np.einsum("ij,ij->i", rows, rows))
-                counts[name] += rows.shape[1]
-    return {name: (a / counts[name], b / counts[name]) for name, (a, b) in sums.items()}
+            outputs = runner.run(feeds, names)
+            for place in counts:
+                name, axis = place
+                array = outputs[name]
+                rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(np.float64)
+                mean, second = sums.get(place, (0.0, 0.0))
+                sums[place] = (mean + rows.sum(1), second + np.einsum("ij,ij->i", rows, rows))
+                counts[place] += rows.shape[1]
+    return {place: (a / counts[place], b / counts[place]) for place, (a, b) in sums.items()}

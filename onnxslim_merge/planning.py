@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.claims import Consumer, Count, Flow, Producer
+from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer
 from onnxslim_merge.channels.labels import Arrays, varying
 from onnxslim_merge.compensation import Solution
 from onnxslim_merge.errors import InternalError
@@ -133,9 +133,10 @@ class Planner:
         return name
 
     def folds(self) -> Iterator[Fold]:
-        """Every BatchNormalization that alone reads what a producer makes."""
+        """Every BatchNormalization that alone reads what a producer makes or a carrier passes on."""
         readers = {name: (out, f) for out, f in self.analysis.flows.items() for name in f.inputs if f.moments}
-        for producer in self.analysis.producers:
+        makers: tuple[Producer | Carrier, ...] = (*self.analysis.producers, *self.analysis.carriers)
+        for producer in makers:
             tensor = producer.bias.output
             if tensor not in readers or self._uses[tensor] != 1 or tensor in self.analysis.exposed:
                 continue
@@ -144,7 +145,7 @@ class Planner:
             if (fold := self._fold(producer, readers[tensor][1])) is not None:
                 yield fold
 
-    def _fold(self, producer: Producer, flow: Flow) -> Fold | None:
+    def _fold(self, producer: Producer | Carrier, flow: Flow) -> Fold | None:
         slot, size = producer.bias, self.analysis.constants[producer.weight].shape[producer.axis]
         if flow.scale is None or any(
             n not in (1, size) or (n > 1 and a != slot.axis) for a, n in enumerate(flow.scale.shape)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels import rules  # noqa: F401 - fills the registry
 from onnxslim_merge.channels.cells import Cell, find_cells
-from onnxslim_merge.channels.claims import Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer, Refusal
 from onnxslim_merge.channels.elements import LIMIT, constant_elements, refuse_shared, trace, use
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
 from onnxslim_merge.channels.registry import find_rule
@@ -33,6 +33,7 @@ class Analysis:
 
     cells: tuple[Cell, ...]
     producers: tuple[Producer, ...]
+    carriers: tuple[Carrier, ...]
     consumers: tuple[Consumer, ...]
     flows: Mapping[str, Flow]
     counts: tuple[Count, ...]
@@ -63,6 +64,7 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
     return Analysis(
         cells=cells,
         producers=tuple(first.producers),
+        carriers=tuple(first.carriers),
         consumers=tuple(first.consumers),
         flows=first.flows,
         counts=tuple(first.counts),

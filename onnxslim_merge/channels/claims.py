@@ -76,6 +76,21 @@ class Producer:
 
 
 @dataclass(frozen=True, slots=True)
+class Carrier:
+    """`axis` of constant `weight` holds channels of `output` that it neither makes nor contracts (a depthwise kernel).
+
+    What scales them right behind can go into the weight, and what shifts them into the bias.
+    """
+
+    node: str
+    weight: str
+    slot: int
+    axis: int
+    output: str
+    bias: BiasSlot
+
+
+@dataclass(frozen=True, slots=True)
 class Consumer:
     """`axis` of constant `weight` contracts the channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`.
 

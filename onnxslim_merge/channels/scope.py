@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxslim_merge.channels.claims import BiasSlot, Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.claims import BiasSlot, Carrier, Consumer, Count, Flow, Producer, Refusal
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, lift, on_axis, varying
 
 # Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), or unknown.
@@ -31,6 +31,7 @@ class Walk:
     labels: dict[str, Arrays] = field(default_factory=dict)
     elements: dict[str, list[Element]] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
+    carriers: list[Carrier] = field(default_factory=list)
     consumers: list[Consumer] = field(default_factory=list)
     flows: dict[str, Flow] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
@@ -237,6 +238,10 @@ class Scope:
         self.walk.producers.append(
             Producer(self.name, self.op, self.tensor(slot), slot, axis, labels, self.output(), bias, gain)
         )
+
+    def carries(self, slot: int, axis: int, bias: BiasSlot) -> None:
+        """`axis` of constant input `slot` holds the channels of output 0, whoever makes them."""
+        self.walk.carriers.append(Carrier(self.name, self.tensor(slot), slot, axis, self.output(), bias))
 
     def consumes(
         self,

@@ -4,6 +4,6 @@
 """
 
 from onnxslim_merge.compensation.donors import Donors, find_donors
-from onnxslim_merge.compensation.solve import Solution, solve
+from onnxslim_merge.compensation.solver import Solution, solve
 
 __all__ = ["Donors", "Solution", "find_donors", "solve"]

@@ -122,6 +122,21 @@ case(
         "d = Conv <group = 10> (a, k) n = BatchNormalization (d, ga, be, me, var) u = Relu (n)",
         "float[10, 1, 3, 3] k, float[10] ga, float[10] be, float[10] me, float[10] var",
     ),
+    left={"BatchNormalization": 0},
+)
+case(
+    "conv_grouped_with_batchnorm",
+    conv(
+        """r = Relu (a)
+        e = Conv (r, q)
+        d = Conv <group = 2> (e, k)
+        n = BatchNormalization (d, ga, be, me, var)
+        u = Relu (n)""",
+        "float[10, 10, 1, 1] q, float[10, 5, 3, 3] k, float[10] ga, float[10] be, float[10] me, float[10] var",
+    ),
+    "a",
+    r"grouped Conv \(2 groups\)",
+    left={"BatchNormalization": 0},
 )
 case(
     "conv_depthwise_on_input",

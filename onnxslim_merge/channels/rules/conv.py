@@ -20,6 +20,7 @@ def conv(c: Scope) -> None:
         c.axes("n i *, o i *, o -> n o *")
         c.produces(1, 0, bias)
         return c.consumes((0, 1), (1, 1, 0), bias)
+    c.carries(1, 0, c.bias(2, 1, vector=True))
     if c.shape(1)[1] == 1 and c.shape(0)[1] == group:
         return _depthwise(c)
     return c.freeze_all(f"grouped Conv ({group} groups)")

@@ -27,7 +27,7 @@ def gemm(c: Scope) -> None:
 
 @rule("MatMul")
 def matmul(c: Scope) -> None:
-    """`... k, k n -> ... n` with a constant matrix on the right, or `* m k` on the left of `* k n`."""
+    """`... k, k n -> ... n` with a constant matrix on the right, or `m k` on the left of `k n`."""
     rank = len(c.out_shape())
     if c.is_constant(1) and len(c.shape(1)) == 2 and len(c.shape(0)) >= 2 and not c.is_constant(0):
         bias = c.bias(None, rank - 1)

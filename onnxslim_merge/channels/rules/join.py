@@ -112,7 +112,7 @@ def _bound(c: Scope, slot: int, name: str, index: int, found: Arrays, axis: int,
 
 @rule("Pad")
 def pad(c: Scope) -> None:
-    """Padding inserts fresh labels of known value, whose numbers are the pads; cropping takes a stretch."""
+    """Padding with a constant inserts fresh labels, whose numbers are the pads; cropping channels freezes them."""
     rank = len(c.shape(0))
     pads = list(c.attr("pads")) if "pads" in c.node.attrs else c.integers(1)
     axes = (c.integers(3) if c.has(3) else None) or list(range(rank))

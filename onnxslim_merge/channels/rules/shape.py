@@ -19,7 +19,7 @@ def transpose(c: Scope) -> None:
 
 @rule("Flatten", "Squeeze", "Unsqueeze")
 def refold(c: Scope) -> None:
-    """A reshape whose target follows from the input's shape."""
+    """A reshape whose target follows from the input's shape; Squeeze without axes freezes."""
     if c.op == "Squeeze" and not c.has(1) and "axes" not in c.node.attrs:
         c.refuse(c.labels(0), 0, None, "Squeeze without axes would also drop a single channel that is left")
     c.give([c.space.collapse(reshape(a, c.shape(0), c.out_shape())) for a in c.labels(0)])

@@ -99,10 +99,11 @@ def analyse(model: Model, *, input_shapes: dict[str, tuple[int, ...]] | None = N
     return analyse_channels(graph, probe_shapes(graph, source, input_shapes or {}))
 
 
-def apply(model: Model, plan: SlimPlan) -> onnx.ModelProto:
+def apply(model: Model, plan: SlimPlan | str | Path) -> onnx.ModelProto:
     """Replay a plan on the model that it was made for, without verification.
 
     Raises InputError if the plan does not fit, UnsupportedError above 2 GB (use `slim` with `plan` and `output`).
     """
+    plan = plan if isinstance(plan, SlimPlan) else SlimPlan.load(Path(plan))
     source = load(model)
     return build(rewrite(prepare(source), plan), source, metadata=metadata(source, plan))

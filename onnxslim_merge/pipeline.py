@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxslim_merge import remarks
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.compensation import Solution, solve
 from onnxslim_merge.costs import Costs, count
@@ -109,6 +110,8 @@ def run_slim(
         analysis = analyse_channels(graph, probes)
     work = Work(run, source, graph, probes, samples, analysis)
     work.decide()
+    if len(probes) == 1 and any(not isinstance(size, int) for t in graph.inputs for size in t.shape or ()):
+        work.notes.append("no second choice of input sizes runs: exact at the sizes tried, not checked at others")
     with run.stage("verify"):
         work.judge().check_prepared()
     chosen = work.replay(given) if given is not None else work.plan()
@@ -152,17 +155,14 @@ class Work:
     samples: Samples
     analysis: Analysis
     notes: list[str] = field(default_factory=list)
+    automatic: bool = False
 
     def decide(self) -> None:
-        """Settle what "auto" means for this model, and say so where data would help."""
+        """Settle what "auto" means for this model."""
         asked = self.run.settings
         has_batchnorm = any(flow.moments is not None for flow in self.analysis.flows.values())
         self.run.settings = asked.resolved(has_batchnorm=has_batchnorm)
-        if asked.compensation == "auto" and self.run.settings.compensation == "none":
-            self.notes.append(
-                "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
-                " give --calibration-data, or choose --compensation"
-            )
+        self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:
         """Select and compensate; cells that turn out not to be exact are kept whole (unless `check` is off)."""
@@ -211,6 +211,7 @@ class Work:
         with self.run.stage("verify"):
             if judge.equals_twin(plan):
                 return plan
+            judge.require_twin(planned({}))  # what goes wrong without any removal is no cell's fault
             innocent, guilty = exonerate(kept, lambda some: judge.equals_twin(planned(some)))
         for name in guilty:
             self.notes.append(
@@ -233,7 +234,8 @@ class Work:
         settings, views, kept = self.run.settings, Views(self.analysis), replayed_choice(plan, self.analysis)
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
         for cell in self.analysis.cells:
-            found.setdefault(cell.name, Amount(cell.size, "kept", "kept by the plan", "--plan"))
+            why = f"{cell.refusal.node}: {cell.refusal.reason}" if cell.refusal else "kept by the plan"
+            found.setdefault(cell.name, Amount(cell.size, "frozen" if cell.refusal else "kept", why, "--plan"))
         return self._checked(views, kept, found, self._statistics(views, found), settings)
 
     def judge(self) -> Judge:
@@ -268,8 +270,9 @@ class Work:
         with self.run.stage("verify"):
             judge.let_go()
             check_file(self.source, model)
-            error = judge.require_twin(plan)
+            twin = judge.require_twin(plan)
             fidelity, count_ = judge.fidelity(model, settings.score_output)
+            self.notes += remarks.on_exactness(plan, twin, fidelity)
         with self.run.stage("speed"):
             feeds = self.samples.first(1, input_specs(self.source.proto)).feeds[0]
             providers = resolve_providers(settings.providers)
@@ -281,9 +284,8 @@ class Work:
                 custom_ops=settings.custom_ops,
                 lean=self.source.size_bytes > LARGE,  # without it the runtime holds a second copy of the weights
             )
-            if any(s.speedup_high < 1 for s in speeds) and settings.channel_multiple == 1:
-                self.notes.append("slower: kernels prefer multiples of 8 or 16 channels, try --channel-multiple auto")
-        return Outcome(fidelity, count_, error, tuple(speeds), name, size)
+            self.notes += remarks.on_cost(plan, speeds, self.source, size, settings)
+        return Outcome(fidelity, count_, twin.error, tuple(speeds), name, size)
 
     def report(self, plan: SlimPlan, outcome: Outcome) -> Report:
         """Everything that is known now."""
@@ -291,6 +293,7 @@ class Work:
             parameters, macs = cost_changes(*self._costs(plan))
         return Report(
             version=version(),
+            input_shapes=self.probes[0].inputs,
             source=FileRef(str(self.source.path) if self.source.path else None, self.source.sha256),
             output=outcome.output,
             parameters=parameters,
@@ -303,7 +306,7 @@ class Work:
             speed=outcome.speeds,
             groups=group_reports(plan),
             refusals=refusal_reports(self.analysis.refusals),
-            notes=(*plan.notes, *self.notes),
+            notes=(*plan.notes, *remarks.on_choice(plan, self.source, self.run.settings, self.automatic), *self.notes),
             stages=self.run.stages,
             elapsed_s=time.perf_counter() - self.run.started,
         )
@@ -312,14 +315,10 @@ class Work:
         """Before and after, BatchNormalization folded on both sides."""
         probe = self.probes[0]
         folded = build_plan(self.analysis, {}, Solution(), {})
-        whole, shapes = rewrite(self.graph, folded), self._shapes(probe)
+        whole, shapes = rewrite(self.graph, folded), dict(probe.shapes)
         for node in (n for n in whole.nodes if n.op == "Add"):  # one put in for a bias: both sides have its shape
             shapes.setdefault(node.inputs[0].name, shapes.get(node.outputs[0].name, ()))
         before = count(whole, shapes, batch=probe.batch)
         small = rewrite(self.graph, plan)
-        after = count(small, self._shapes(probe_at(small, self.source, probe)), batch=probe.batch)
-        return before, after
-
-    @staticmethod
-    def _shapes(probe: Probe) -> dict[str, tuple[int, ...]]:
-        return dict(probe.shapes)
+        again = probe_at(small, self.source, probe, self.run.settings.custom_ops)
+        return before, count(small, again.shapes, batch=probe.batch)

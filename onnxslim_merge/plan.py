@@ -24,10 +24,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """One cell: `producers` = (node, weight, output) each, `keep` = indices kept of `size` channels."""
+    """One cell: `producers` = (node, weight, output) each, `shapes` of these weights; `keep` of `size` channels."""
 
     name: str
     producers: tuple[tuple[str, str, str], ...]
+    shapes: tuple[tuple[int, ...], ...]
     size: int
     keep: tuple[int, ...]
     status: str
@@ -90,8 +91,10 @@ class Fold:
     node: str
     slot: int
     axis: int
+    weight: str
     batchnorm: str
     bias: tuple[str, int | None, int, int, float, bool]
+    bias_name: str
     scale: str
     offset: str
     keep: tuple[int, ...]

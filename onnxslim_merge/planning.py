@@ -32,10 +32,11 @@ class Planner:
         self.arrays: dict[str, NDArray[Any]] = {}
         self._edits: list[Edit] = []
         self._copies: dict[str, str] = {}  # edited weight -> the constant whose labels it has
-        self._edited: dict[str, tuple[int, Stays]] = {}  # edited bias -> its output axis, and what stays there
+        self._edited: dict[str, dict[int, Stays]] = {}  # edited bias -> its output axis, and what stays there
         self._uses = Counter(analysis.inputs.values())
         self._replaced = Counter[str]()  # constant -> at how many slots new values take its place
-        self._taken = set(self._uses) | set(analysis.labels)
+        # an inserted Add is named like its constant, so names of nodes are taken too
+        self._taken = set(self._uses) | set(analysis.labels) | {node.name for node in analysis.graph.nodes}
         self._nodes = {node.name: node for node in analysis.graph.nodes}
 
     @property
@@ -64,9 +65,10 @@ class Planner:
             for axis, size in enumerate(self.analysis.constants[original].shape if arrays else ()):
                 if not (stays := self.stays(arrays, axis, size)).all():
                     yield Gather(name, axis, _indices(stays))
-        for name, (axis, stays) in self._edited.items():
-            if not stays.all():
-                yield Gather(name, axis, _indices(stays))
+        for name, axes in self._edited.items():
+            for axis, stays in sorted(axes.items()):
+                if not stays.all():
+                    yield Gather(name, axis, _indices(stays))
 
     def numbers(self) -> Iterator[Number]:
         """The new value of every claimed count that changes."""
@@ -115,8 +117,14 @@ class Planner:
         self._replaced[old] += 1
         name = self._name(old, slot.node) if old else self._unique(f"{slot.node}.bias")
         arrays = self.analysis.labels.get(consumer.output, [])
-        self._edited[name] = (values.ndim - 1 - trailing, self.stays(arrays, slot.axis, gain.size))
+        lines = self._lines(old, values.ndim) if old else {}
+        self._edited[name] = lines | {values.ndim - 1 - trailing: self.stays(arrays, slot.axis, gain.size)}
         self._add_edit(slot.node, slot.slot, name, values.astype(dtype))
+
+    def _lines(self, name: str, rank: int) -> dict[int, Stays]:
+        """What stays along each axis of a constant that was broadcast to `rank`."""
+        shape, arrays = self.analysis.constants[name].shape, self.analysis.labels.get(name, [])
+        return {rank - len(shape) + axis: self.stays(arrays, axis, size) for axis, size in enumerate(shape)}
 
     def _add_edit(self, node: str, slot: int | None, tensor: str, values: NDArray[Any]) -> None:
         self.arrays[tensor] = np.ascontiguousarray(values)
@@ -155,7 +163,17 @@ class Planner:
         self.arrays[scale], self.arrays[offset] = channel_vector(flow, slot.axis, size)
         stays = self.stays(self.analysis.labels.get(producer.output, []), slot.axis, size)
         where = (slot.node, slot.slot, slot.axis, slot.rank, slot.gain, slot.vector)
-        return Fold(producer.node, producer.slot, producer.axis, flow.node, where, scale, offset, _indices(stays))
+        edited = {(edit.node, edit.slot): edit.tensor for edit in self._edits}
+        weight = edited.get((producer.node, producer.slot)) or self._name(producer.weight, producer.node)
+        bias = edited.get((slot.node, slot.slot))
+        if bias is not None and slot.slot is None:  # the edit puts an Add there, named like its constant
+            where = (bias, 1, slot.axis, slot.rank, 1.0, False)
+        elif bias is None:
+            old = self.analysis.inputs.get((slot.node, slot.slot), "") if slot.slot is not None else ""
+            bias = self._name(old, slot.node) if old else self._unique(f"{slot.node}.bias")
+        return Fold(
+            producer.node, producer.slot, producer.axis, weight, flow.node, where, bias, scale, offset, _indices(stays)
+        )
 
 
 def build_plan(
@@ -191,10 +209,12 @@ def build_plan(
 def _cell_plan(
     analysis: Analysis, cell: Cell, kept: Mapping[str, NDArray[np.int64]], amount: Amount | None
 ) -> CellPlan:
-    makers = tuple((p.node, p.weight, p.output) for p in (analysis.producers[i] for i in cell.producers))
+    producers = [analysis.producers[i] for i in cell.producers]
+    makers = tuple((p.node, p.weight, p.output) for p in producers)
+    shapes = tuple(tuple(int(n) for n in analysis.constants[p.weight].shape) for p in producers)
     keep = tuple(int(i) for i in kept.get(cell.name, range(cell.size)))
     status, reason, source = (amount.status, amount.reason, amount.source) if amount else ("kept", "", "")
-    return CellPlan(cell.name, makers, cell.size, keep, status, reason, source)
+    return CellPlan(cell.name, makers, shapes, cell.size, keep, status, reason, source)
 
 
 def _indices(stays: Stays) -> tuple[int, ...]:

@@ -25,16 +25,12 @@ LIMIT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Shapes and small integer values by tensor name, at the sizes of `inputs`."""
+    """Shapes and small integer values by tensor name, at the sizes of `inputs`; `batch` samples (1 if it is fixed)."""
 
     inputs: Mapping[str, tuple[int, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    @property
-    def batch(self) -> int:
-        """The size of the first axis of the first input (1 without inputs)."""
-        return next((s[0] for s in self.inputs.values() if s), 1)
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +55,12 @@ def probe_shapes(
     free = {axis.key: axis for shape in patterns.values() for axis in shape if isinstance(axis, _Free)}
     spaces = SPACE if any(not axis.batch for axis in free.values()) else SPACE[:1]
     with _tapped(graph, source, custom_ops) as runner:
-        first, used = _first_that_runs(runner, graph, patterns, [(b, s) for s in spaces for b in (2, 1)])
+        first, used = _first_that_runs(runner, graph, patterns, [(b, s) for s in spaces for b in (2, 1)], given)
         if not free:
             return (first,)
         others = [(3, s) for s in (*(s for s in spaces if s != used[1]), used[1])]
         try:
-            return (first, _first_that_runs(runner, graph, patterns, others)[0])
+            return (first, _first_that_runs(runner, graph, patterns, others, {})[0])
         except VerifyError:
             return (first,)
 
@@ -72,12 +68,13 @@ def probe_shapes(
 def probe_at(graph: gs.Graph, source: Source, like: Probe, custom_ops: Sequence[Path] = ()) -> Probe:
     """Run `graph`, which has the same inputs, at the sizes of `like`."""
     with _tapped(graph, source, custom_ops) as runner:
-        return _run(runner, graph, like.inputs)
+        return _run(runner, graph, like.inputs, _patterns(graph, {}))
 
 
-def _run(runner: Runner, graph: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> Probe:
+def _run(runner: Runner, graph: gs.Graph, sizes: Mapping[str, tuple[int, ...]], patterns: _Patterns) -> Probe:
     feeds = {t.name: _feed(t.dtype, sizes[t.name]) for t in graph.inputs}
-    return _read(feeds, runner.run(feeds))
+    led = [sizes[name][0] for name, shape in patterns.items() if shape and isinstance(shape[0], _Free)]
+    return _read(feeds, runner.run(feeds), led[0] if led else 1)
 
 
 def _patterns(graph: gs.Graph, given: Mapping[str, tuple[int, ...]]) -> _Patterns:
@@ -89,15 +86,16 @@ def _patterns(graph: gs.Graph, given: Mapping[str, tuple[int, ...]]) -> _Pattern
 
 
 def _pattern(tensor: gs.Tensor, given: tuple[int, ...] | None, leading: set[str]) -> list[int | _Free]:
+    """The fixed and open sizes of an input; `given` must fit them."""
     shape = list(tensor.shape or ())
-    if given is None:
-        keys = [_key(tensor.name, axis, size) for axis, size in enumerate(shape)]
-        free = [_Free(key, key in leading) for key in keys]
-        return [size if isinstance(size, int) and size > 0 else axis for size, axis in zip(shape, free, strict=True)]
-    fixed = [size if isinstance(size, int) and size > 0 else 0 for size in shape]
-    if len(given) != len(shape) or any(size not in (0, want) for size, want in zip(fixed, given, strict=True)):
+    free = [_Free(key := _key(tensor.name, axis, size), key in leading) for axis, size in enumerate(shape)]
+    found = [size if isinstance(size, int) and size > 0 else axis for size, axis in zip(shape, free, strict=True)]
+    if given is not None and (
+        len(given) != len(found)
+        or any(isinstance(size, int) and size != want for size, want in zip(found, given, strict=True))
+    ):
         raise UsageError(f"--input-shapes {tensor.name}: {list(given)} does not fit the model's {shape}")
-    return list(given)
+    return found
 
 
 def _key(name: str, axis: int, symbol: object) -> str:
@@ -105,16 +103,20 @@ def _key(name: str, axis: int, symbol: object) -> str:
 
 
 def _first_that_runs(
-    runner: Runner, graph: gs.Graph, patterns: _Patterns, choices: Sequence[tuple[int, int]]
+    runner: Runner,
+    graph: gs.Graph,
+    patterns: _Patterns,
+    choices: Sequence[tuple[int, int]],
+    given: Mapping[str, tuple[int, ...]],
 ) -> tuple[Probe, tuple[int, int]]:
     failure: VerifyError | None = None
     for batch, space in choices:
         sizes = {
-            name: tuple(a if isinstance(a, int) else batch if a.batch else space for a in shape)
+            name: given.get(name) or tuple(a if isinstance(a, int) else batch if a.batch else space for a in shape)
             for name, shape in patterns.items()
         }
         try:
-            return _run(runner, graph, sizes), (batch, space)
+            return _run(runner, graph, sizes, patterns), (batch, space)
         except VerifyError as error:
             failure = failure or error
     shapes = {name: [a if isinstance(a, int) else "?" for a in shape] for name, shape in patterns.items()}
@@ -128,10 +130,10 @@ def _feed(dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     return np.zeros(shape, dtype)
 
 
-def _read(feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, Any]) -> Probe:
+def _read(feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, Any], batch: int) -> Probe:
     tensors = {name: v for name, v in {**feeds, **outputs}.items() if isinstance(v, np.ndarray)}
     values = {name: v for name, v in tensors.items() if v.dtype.kind in "iu" and v.size <= LIMIT}
-    return Probe({n: v.shape for n, v in feeds.items()}, {n: v.shape for n, v in tensors.items()}, values)
+    return Probe({n: v.shape for n, v in feeds.items()}, {n: v.shape for n, v in tensors.items()}, values, batch)
 
 
 @contextmanager

@@ -17,9 +17,8 @@ def replayed_choice(plan: SlimPlan, analysis: Analysis) -> dict[str, NDArray[np.
     Raises InputError naming the first cell that has no partner.
     """
     planned = [cell for cell in plan.cells if len(cell.keep) < cell.size]
-    by_name = {_names(analysis, cell): cell for cell in analysis.cells}
-    partners = {cell.name: by_name.get(frozenset(p[0] for p in cell.producers)) for cell in planned}
-    if any(p is None or p.size != c.size for c, p in zip(planned, partners.values(), strict=True)):
+    partners = _by_name(plan, analysis)
+    if any(partners[cell.name] is None for cell in planned):
         partners = _by_order(plan, analysis)
     choice = {}
     for cell in planned:
@@ -32,19 +31,32 @@ def replayed_choice(plan: SlimPlan, analysis: Analysis) -> dict[str, NDArray[np.
     return choice
 
 
-def _names(analysis: Analysis, cell: Cell) -> frozenset[str]:
-    return frozenset(analysis.producers[i].node for i in cell.producers)
+def _by_name(plan: SlimPlan, analysis: Analysis) -> dict[str, Cell | None]:
+    """Pair cells whose producers have the same names and shapes, in order where there are several."""
+    waiting: dict[frozenset[str], list[Cell]] = {}
+    for cell in analysis.cells:
+        waiting.setdefault(frozenset(analysis.producers[i].node for i in cell.producers), []).append(cell)
+    partners: dict[str, Cell | None] = {}
+    for planned in plan.cells:
+        found = waiting.get(frozenset(p[0] for p in planned.producers), [])
+        match = next((i for i, cell in enumerate(found) if _alike(planned, cell, analysis)), None)
+        partners[planned.name] = None if match is None else found.pop(match)
+    return partners
 
 
 def _by_order(plan: SlimPlan, analysis: Analysis) -> dict[str, Cell | None]:
-    """Pair all cells in order; the first whose size or number of producers differs, and all behind it, have none."""
+    """Pair all cells in order; the first that differs in size or shapes, and all behind it, have none."""
     partners: dict[str, Cell | None] = dict.fromkeys((c.name for c in plan.cells), None)
     for planned, cell in zip(plan.cells, analysis.cells, strict=False):
-        if not _alike(planned, cell):
+        if not _alike(planned, cell, analysis):
             break
         partners[planned.name] = cell
     return partners
 
 
-def _alike(planned: CellPlan, cell: Cell) -> bool:
-    return planned.size == cell.size and len(planned.producers) == len(cell.producers)
+def _alike(planned: CellPlan, cell: Cell, analysis: Analysis) -> bool:
+    """Same channels, same shapes of the weights that make them, and frozen in both or in neither."""
+    weights = [analysis.constants[analysis.producers[i].weight] for i in cell.producers]
+    shapes = tuple(tuple(int(n) for n in weight.shape) for weight in weights)
+    frozen = (planned.status == "frozen", cell.refusal is not None)
+    return planned.size == cell.size and planned.shapes == shapes and frozen[0] == frozen[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,10 @@ def put_constant(graph: gs.Graph, node: gs.Node, slot: int | None, name: str, va
 def _insert_add(graph: gs.Graph, node: gs.Node, constant: gs.Constant) -> None:
     """The Add takes over the output's name, so that everything behind it, graph outputs too, stays connected."""
     output = node.outputs[0]
-    inner = gs.Variable(f"{output.name}.unbiased", dtype=output.dtype)
+    name, taken = f"{output.name}.unbiased", graph.tensors().keys()
+    while name in taken:
+        name += "_"
+    inner = gs.Variable(name, dtype=output.dtype)
     node.outputs[0] = inner
     add = gs.Node("Add", name=constant.name, inputs=[inner, constant], outputs=[output])
     graph.nodes.insert(position(graph, node) + 1, add)
@@ -87,24 +89,18 @@ def _fold(graph: gs.Graph, nodes: dict[str, gs.Node], fold: Fold, plan: SlimPlan
     scale, offset = (plan.arrays[name][list(fold.keep)] for name in (fold.scale, fold.offset))
     weight = node.inputs[fold.slot]
     line = scale.reshape([-1 if a == fold.axis else 1 for a in range(len(weight.shape))])
-    uses = Counter(t.name for n in graph.nodes for t in n.inputs)
-    put_constant(graph, node, fold.slot, _own_name(weight.name, fold.node, uses), _like(weight.values * line, weight))
+    put_constant(graph, node, fold.slot, fold.weight, _like(weight.values * line, weight))
     owner = _find(nodes, holder)
     bias = owner.inputs[slot] if slot is not None and slot < len(owner.inputs) and owner.inputs[slot].name else None
     trailing = 0 if vector else rank - axis - 1
     scale, offset = (v.reshape((-1,) + (1,) * trailing) for v in (scale, offset))
     values = offset / gain if bias is None else bias.values.astype(np.float64) * scale + offset / gain
-    name = f"{holder}.bias" if bias is None else _own_name(bias.name, holder, uses)
     _bypass(graph, norm)
-    put_constant(graph, owner, slot, name, _like(values, weight))
+    put_constant(graph, owner, slot, fold.bias_name, _like(values, weight))
 
 
 def _like(values: NDArray[Any], constant: gs.Constant) -> NDArray[Any]:
     return np.ascontiguousarray(values.astype(np.dtype(constant.dtype)))
-
-
-def _own_name(name: str, node: str, uses: Counter[str]) -> str:
-    return name if uses[name] == 1 else f"{name}.{node}"
 
 
 def _bypass(graph: gs.Graph, norm: gs.Node) -> None:

@@ -65,10 +65,16 @@ def _amount(analysis: Analysis, settings: Settings, cell: Cell, names: list[str]
 
 
 def kept_count(size: int, ratio: float, least: int = 1, multiple: int = 1) -> int:
-    """floor(n (1 - ratio) + 0.5), at least `least`, then to the nearest multiple, never above n."""
+    """floor(n (1 - ratio) + 0.5), at least `least`, then to the nearest multiple that is no less, never above n.
+
+    Ratio 0 keeps all.
+    """
+    if ratio == 0:
+        return size
     keep = max(int(np.floor(size * (1 - ratio) + 0.5 + 1e-9)), 1, least)
     if multiple > 1:
-        keep = max(multiple, int(np.floor(keep / multiple + 0.5)) * multiple)
+        keep = int(np.floor(keep / multiple + 0.5)) * multiple
+        keep += multiple * (keep < max(least, 1))
     return min(keep, size)
 
 

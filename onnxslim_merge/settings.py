@@ -75,6 +75,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every value once, so that no later stage has to."""
+        self._check_numbers()
         for name, kind in (("criterion", Criterion), ("compensation", Compensation), ("scope", Scope)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}")
@@ -84,6 +85,15 @@ class Settings:
             _regex("--ratio-for", rule.pattern)
         for pattern in self.exclude:
             _regex("--exclude", pattern)
+        for name, shape in self.input_shapes.items():
+            if any(not isinstance(size, int) or size < 1 for size in shape):
+                raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")
+
+    def _check_numbers(self) -> None:
+        for name in ("ratio", "lam", *(["threshold"] if self.threshold is not None else [])):
+            _number(name, getattr(self, name), int | float)
+        for name in ("min_channels", "seed", *([] if self.channel_multiple == "auto" else ["channel_multiple"])):
+            _number(name, getattr(self, name), int)
         if self.min_channels < 1:
             raise UsageError(f"--min-channels {self.min_channels}: must be at least 1")
         if self.channel_multiple != "auto" and self.channel_multiple < 1:
@@ -94,9 +104,6 @@ class Settings:
             raise UsageError(f"--lam {self.lam}: must lie between 0 and 1")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: must be at least 0")
-        for name, shape in self.input_shapes.items():
-            if any(size < 1 for size in shape):
-                raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")
 
     @property
     def merges(self) -> bool:
@@ -158,6 +165,11 @@ class Settings:
             idle["where no model is written"] = ["external_data"]
         found = {why: [option_name(name) for name in names if name in given] for why, names in idle.items()}
         return [f"{' and '.join(names)} without effect {why}" for why, names in found.items() if names]
+
+
+def _number(name: str, value: object, kind: Any) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{option_name(name)} {value!r}: not {'a whole' if kind is int else 'a'} number")
 
 
 def option_name(name: str) -> str:

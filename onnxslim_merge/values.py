@@ -66,6 +66,8 @@ def _step(views: Views, cell: Cell, tensor: str, flow: Flow, inputs: list[Value]
         return stuck
     if flow.kind == "private":
         return _private(inputs[0], f"{flow.node} treats each channel differently")
+    if flow.kind == "product":
+        return _product(flow, inputs)
     if flow.kind == "sum":
         absent = [name for name in set(flow.inputs) if name not in known and not _padding(views, cell, name)]
         return _private(inputs[0], _mixed(flow)) if absent else _sum(flow, inputs)
@@ -76,6 +78,15 @@ def _step(views: Views, cell: Cell, tensor: str, flow: Flow, inputs: list[Value]
     if flow.kind == "affine":
         return _affine(views, cell, tensor, flow, inputs[0])
     return inputs[0]
+
+
+def _product(flow: Flow, inputs: list[Value]) -> Value:
+    """A gate; but x f(x), as SiLU is exported, is one function of one value, the same for all channels."""
+    first, *others = inputs
+    alike = len(inputs) == len(set(flow.inputs)) and all(v.rows is first.rows and v.bias is first.bias for v in others)
+    if alike and all(v.scale is None and v.offset is None for v in inputs):
+        return replace(first, degree=Degree.OTHER)
+    return _private(first, f"{flow.node} treats each channel differently")
 
 
 def _private(value: Value, why: str) -> Value:

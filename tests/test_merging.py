@@ -425,7 +425,9 @@ def test_mean_shift_is_exact_for_constant_channels(compensation, function):
     assert distance(run(model, fed), run(slim(model, compensation="none").model, fed)) > 1e-3
 
 
-@pytest.mark.parametrize("slot", ["Gemm (h, f)", "Gemm (h, f, c)", "Gemm <beta = 0.5> (h, f, one)", "MatMul (h, f)"])
+@pytest.mark.parametrize(
+    "slot", ["Gemm (h, f)", "Gemm (h, f, c)", "Gemm <alpha = -2.0, beta = 0.5> (h, f, one)", "MatMul (h, f)"]
+)
 def test_mean_shift_in_closed_form_and_wherever_a_bias_can_go(slot):
     """gamma = 0 behind BatchNormalization: the channel is its beta, which no input has to tell."""
     model = parse(

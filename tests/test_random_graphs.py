@@ -170,7 +170,7 @@ class Net:
 
 PIECES = (
     "convolution", "convolution", "convolution", "depthwise", "normalise", "normalise", "activate", "activate", "slope",
-    "affine", "pool", "join", "residual", "concat", "gate", "nhwc", "halves", "shuffle", "pad",
+    "affine", "pool", "join", "join", "residual", "residual", "concat", "gate", "nhwc", "halves", "shuffle", "pad",
 )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ PIECES = (
 def networks(draw) -> str:
     net = Net(draw)
     net.images.append(net.convolution(net.images[0]))
-    for _ in range(draw(st.integers(1, 7))):
+    for _ in range(draw(st.integers(2, 9))):
         net.grow()
     return net.finish()
 

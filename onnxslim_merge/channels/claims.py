@@ -119,14 +119,15 @@ class Flow:
     """How the value of each channel of a tensor comes from the same channel of `inputs`.
 
     kind: `same` (one function for all channels, of a degree), `affine` (times `scale`, plus `offset`, per channel),
-    `sum` (joint function of several inputs, of a degree), `move` (rearranged, unchanged), `private` (not expressible).
+    `sum` (joint function of several inputs, of a degree), `product` (or quotient),
+    `move` (rearranged, unchanged), `private` (not expressible).
     scale, offset: broadcast against the tensor.
     moments: (mean, spread) that BatchNormalization guarantees on the training set: (beta, |gamma|).
     elementwise: a `same` flow that is the node run on each number alone. keeps_mean: it averages or repeats.
     equivariant: f(a x + c) = a f(x) + c for a > 0, as pools are; a linear one for every a.
     """
 
-    kind: Literal["same", "affine", "sum", "move", "private"]
+    kind: Literal["same", "affine", "sum", "product", "move", "private"]
     inputs: tuple[str, ...]
     degree: Degree = Degree.LINEAR
     scale: NDArray[np.float64] | None = None

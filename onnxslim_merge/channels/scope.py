@@ -219,6 +219,13 @@ class Scope:
             result += self.unite(parts, min(block))
         return result
 
+    def joins(self, slots: Sequence[int]) -> None:
+        """Remember that activations with different channels meet here. To be said before they are united."""
+        live = [s for s in slots if not self.is_constant(s) and self.labels(s)]
+        roots = [np.unique(np.concatenate([self.space.find(a).ravel() for a in self.labels(s)])) for s in live]
+        if any(not np.array_equal(r, roots[0]) for r in roots[1:]):
+            self.walk.joins += [a for s in live for a in self.labels(s)]
+
     # -- claiming -----------------------------------------------------------------------------------------------------
 
     def bias(self, slot: int | None, axis: int, gain: float = 1.0, vector: bool = False) -> BiasSlot:

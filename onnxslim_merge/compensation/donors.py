@@ -44,7 +44,7 @@ def find_donors(
         likeness, scale = _cosines(rows, kept, removed)
         cost = -likeness
         if value.is_conv:
-            cost = lam * (1 - likeness) + (1 - lam) * _bias_term(bias, scale, kept, removed)
+            cost = lam * (1 - likeness) + (1 - lam) * _bias_term(bias, scale, kept, removed, np.isfinite(likeness))
     return _accept(value, kept, removed, likeness, cost, scale, limit)
 
 
@@ -69,11 +69,15 @@ def _by_distance(rows: Floats, kept: NDArray[np.int64], removed: NDArray[np.int6
     return likeness, -likeness, np.ones_like(likeness)
 
 
-def _bias_term(bias: Floats, scale: Floats, kept: NDArray[np.int64], removed: NDArray[np.int64]) -> Floats:
+def _bias_term(
+    bias: Floats, scale: Floats, kept: NDArray[np.int64], removed: NDArray[np.int64], candidate: NDArray[np.bool_]
+) -> Floats:
     """|b_i - s_ij b_j| / s_ij, min-max normalised over the candidates j; 0 where all are equal, (r, k)."""
     gap = np.abs(bias[removed][:, None] - scale * bias[kept]) / np.where(scale > 0, scale, 1.0)
-    low, span = gap.min(1, keepdims=True), np.ptp(gap, axis=1, keepdims=True)
-    term: Floats = (gap - low) / np.where(span > 0, span, 1.0)
+    low = np.where(candidate, gap, np.inf).min(1, keepdims=True)
+    span = np.where(candidate, gap, -np.inf).max(1, keepdims=True) - low
+    usable = np.isfinite(span) & (span > 0)
+    term: Floats = np.where(usable, gap - np.where(usable, low, 0.0), 0.0) / np.where(usable, span, 1.0)
     return term
 
 

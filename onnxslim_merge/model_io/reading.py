@@ -51,6 +51,8 @@ def load(model: str | Path | onnx.ModelProto) -> Source:
     Raises InputError for a path that is missing or a directory; for a file that is empty, truncated, not ONNX, refused
     by onnx.checker; for external data that is missing or too short; for a ModelProto that refers to external data.
     """
+    if not isinstance(model, str | Path | onnx.ModelProto):
+        raise InputError(f"a {type(model).__name__} is no model: pass a path or an onnx.ModelProto")
     return _from_proto(model) if isinstance(model, onnx.ModelProto) else _from_path(Path(model))
 
 

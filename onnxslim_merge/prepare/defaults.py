@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import defs, helper
@@ -31,6 +32,8 @@ def write_defaults(graph: gs.Graph, source: Source) -> None:
                 if name not in node.attrs:
                     node.attrs[name] = list(value) if isinstance(value, list) else value
             _write_spatial(node, allowed)
+            if node.op == "Split":
+                _write_sizes(node, opset)
 
 
 def _schema_defaults(op: str, opset: int) -> tuple[dict[str, Any], frozenset[str]]:
@@ -52,6 +55,27 @@ def _as_list(value: Any) -> Any:
     if isinstance(value, (int, float, str)):
         return value
     return [item.decode() if isinstance(item, bytes) else item for item in value]
+
+
+def _write_sizes(node: gs.Node, opset: int) -> None:
+    """The sizes of a Split that leaves them to be equal; the last of `num_outputs` takes what is left."""
+    shape, axis, parts = node.inputs[0].shape, node.attrs.get("axis", 0), len(node.outputs)
+    given = len(node.inputs) > 1 and not node.inputs[1].is_empty()
+    if given or "split" in node.attrs or shape is None or not isinstance(shape[axis], int):
+        return
+    most = -(-shape[axis] // parts)
+    sizes = [most] * (parts - 1) + [shape[axis] - most * (parts - 1)]
+    if min(sizes) < 0:
+        return
+    node.attrs.pop("num_outputs", None)
+    if opset < 13:
+        node.attrs["split"] = sizes
+    else:
+        constant = gs.Constant(f"{node.name}.sizes", np.array(sizes, np.int64))
+        if len(node.inputs) > 1:
+            node.inputs[1] = constant
+        else:
+            node.inputs.append(constant)
 
 
 def _write_spatial(node: gs.Node, allowed: frozenset[str]) -> None:

@@ -25,6 +25,8 @@ _RANDOM = frozenset(
 _IR_VERSION = 10
 # Results above this are left to be computed at run time, unless they are no bigger than what they are made from.
 _MAX_BYTES = 1 << 20
+_MAX_SHARED = 1 << 14
+_MOVES = frozenset({"Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 def fold(graph: gs.Graph, source: Source) -> None:
@@ -81,8 +83,11 @@ def _fold_node(node: gs.Node, graph: gs.Graph, source: Source) -> bool:
 
 
 def _fits(values: list[np.ndarray], node: gs.Node) -> bool:
+    made = sum(value.nbytes for value in values)
+    if node.op in _MOVES:  # a weight behind one of them should be found, whatever its size, but no big one be doubled
+        return len(node.inputs[0].outputs) == 1 or made <= _MAX_SHARED
     given = sum(int(tensor.values.nbytes) for tensor in node.inputs if isinstance(tensor, gs.Constant))
-    return sum(value.nbytes for value in values) <= max(_MAX_BYTES, given)
+    return made <= max(_MAX_BYTES, given)
 
 
 def _static_shape(node: gs.Node) -> list[np.ndarray] | None:

@@ -47,7 +47,7 @@ class GroupReport:
     name: str
     channels_before: int
     channels_after: int
-    status: str  # "slimmed", "kept", "excluded"
+    status: str  # "slimmed", "kept", "excluded", "frozen"
     reason: str | None = None
 
 
@@ -66,6 +66,7 @@ class RefusalReport:
 class Report:
     """Everything that is known after a run; parts that were not measured are None or empty.
 
+    input_shapes: the sizes at which the model was tried, by input.
     samples, fidelity_source: how many samples `fidelity` was measured on, and where they came from.
     twin_max_error: max |small - twin| / max |twin|. stages: seconds by name, in order. elapsed_s: the whole run.
     """
@@ -77,6 +78,7 @@ class Report:
     macs: Change
     size_bytes: Change
     fidelity: Fidelity | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     samples: int = 0
     fidelity_source: str | None = None
     twin_max_error: float | None = None
@@ -102,6 +104,7 @@ class Report:
                 "parameters": self.parameters,
                 "macs": self.macs,
                 "size_bytes": self.size_bytes,
+                "input_shapes": self.input_shapes,
                 "fidelity": fidelity | {"outputs": outputs},
                 "twin_max_error": self.twin_max_error,
                 "speed": self.speed,

@@ -36,6 +36,24 @@ OUTPUT_BYTES = 1 << 30  # reference outputs that are held at once, while session
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """max |small - twin| / max |twin| by output (1 - share equal if discrete); `excused`: rounding explains it."""
+
+    errors: Mapping[str, float]
+    excused: frozenset[str] = frozenset()
+
+    @property
+    def error(self) -> float:
+        """The worst error that is not excused."""
+        return max((error for name, error in self.errors.items() if name not in self.excused), default=0.0)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the small model is the twin."""
+        return self.error <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """What all checks of one run share."""
 
@@ -82,18 +100,20 @@ class Judge:
         if not error <= (HALF_TOLERANCE if is_half_precision(self.graph) else PREPARED_TOLERANCE):
             raise InternalError(f"preparation changed the model (relative error {error:.1e}): please report this")
 
-    def twin_error(self, plan: SlimPlan, *, fold: bool = True) -> float:
-        """Max |small - twin| / max |twin| of the final model; with `fold=False` before BatchNormalization is folded."""
+    def twin(self, plan: SlimPlan, *, fold: bool = True) -> Twin:
+        """Compare the final model with its twin; with `fold=False` the one before BatchNormalization is folded."""
         twin = self.graph_outputs(build_twin(self.graph, plan), "the full-size twin")
         self.let_go()
         small = self.graph_outputs(rewrite(self.graph, plan, fold=fold), "the slimmed model")
         self.let_go()
         errors = largest_errors(twin, small)
-        worst = max(relative for relative, _ in errors.values())
-        return worst if worst <= TOLERANCE else self._above_noise(plan, twin, errors)
+        excused = frozenset[str]()
+        if max(relative for relative, _ in errors.values()) > TOLERANCE:
+            excused = self._rounding(plan, twin, errors)
+        return Twin({name: relative for name, (relative, _) in errors.items()}, excused)
 
-    def _above_noise(self, plan: SlimPlan, twin: Outputs, errors: Mapping[str, tuple[float, float]]) -> float:
-        """The worst error that fp32 rounding does not explain.
+    def _rounding(self, plan: SlimPlan, twin: Outputs, errors: Mapping[str, tuple[float, float]]) -> frozenset[str]:
+        """The outputs whose error fp32 rounding explains.
 
         An output such as a Sigmoid near 0 may be so small that the runtime's own rounding is more than TOLERANCE of
         it. How much rounding does to each output is measured: on the twin, with inputs that differ in the last bit.
@@ -101,9 +121,10 @@ class Judge:
         shaken = largest_errors(
             twin, self.graph_outputs(build_twin(self.graph, plan), "the full-size twin", shake=True)
         )
-        return max(
-            min(relative, TOLERANCE) if absolute <= ROUNDING * shaken[name][1] else relative
+        return frozenset(
+            name
             for name, (relative, absolute) in errors.items()
+            if relative > TOLERANCE and absolute <= ROUNDING * shaken[name][1]
         )
 
     def let_go(self) -> None:
@@ -111,19 +132,19 @@ class Judge:
         if self.source.size_bytes > LARGE:
             gc.collect()
 
-    def require_twin(self, plan: SlimPlan) -> float:
-        """`twin_error`. Raises VerifyError if it is too large, saying whether folding is at fault."""
-        error = self.twin_error(plan)
-        if error <= TOLERANCE:
-            return error
-        exact = bool(plan.folds) and self.twin_error(plan, fold=False) <= TOLERANCE
+    def require_twin(self, plan: SlimPlan) -> Twin:
+        """`twin`. Raises VerifyError if it is not equal, saying whether folding is at fault."""
+        found = self.twin(plan)
+        if found.equal:
+            return found
+        exact = bool(plan.folds) and self.twin(plan, fold=False).equal
         hint = ", caused by folding BatchNormalization: try --keep-batchnorm" if exact else ""
-        raise VerifyError(f"the slimmed model differs from its full-size twin (relative error {error:.1e}){hint}")
+        raise VerifyError(f"the slimmed model differs from its full-size twin (relative error {found.error:.1e}){hint}")
 
     def equals_twin(self, plan: SlimPlan) -> bool:
         """Whether the final model runs and equals its twin."""
         try:
-            return self.twin_error(plan) <= TOLERANCE
+            return self.twin(plan).equal
         except VerifyError:
             return False
 

@@ -997,6 +997,18 @@ case(
     "not several factors or a rectangle",
 )
 case(
+    "reshape_where_batch_and_channels_mix",  # the longer axis of the rectangle is another one at another batch size
+    """g (float[N, 6] x) => (float[N, 4] y)
+    <float[6, 12] w, int64[2] s = {-1, 6}, int64[2] q = {-1, 12}, float[12, 4] v>
+    { a = Gemm (x, w)
+      t = Reshape (a, s)
+      r = Relu (t)
+      z = Reshape (r, q)
+      y = Gemm (z, v) }""",
+    "",
+    "depends on input size",
+)
+case(
     "reshape_into_the_batch",
     """g (float[N, 6] x) => (float[P, 5] y) <float[6, 12] w, int64[2] s = {-1, 4}, float[4, 5] v>
     { a = Gemm (x, w)

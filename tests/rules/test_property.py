@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import onnx
 import pytest
-from textmodels import distance, feeds, interface, parse, run, silenced, weights
+from textmodels import distance, feeds, interface, parse, replace_weights, run, silenced, weights
 
 import onnxslim_merge
 from onnxslim_merge.channels import registry
@@ -109,6 +109,20 @@ def test_every_registered_operator_has_a_case():
 def test_every_criterion_and_compensation_takes_part():
     assert set(CRITERIA) == set(get_args(Criterion))
     assert {*COMPENSATIONS, "auto"} == set(get_args(Compensation))  # auto: mean where it is known
+
+
+def test_a_part_never_loses_all_its_channels():
+    """A Conv without input channels is no Conv: the best channel of a part comes back."""
+    model = model_of(next(case for case in CASES if case.name == "split_uneven"), 0)  # 3 and 7 channels
+    rows = weights(model)["w"].copy()
+    rows[:3] *= [[[[1e-3]]], [[[3e-3]]], [[[2e-3]]]]
+    bias = weights(model)["b"].copy()
+    bias[:3] = 0
+    result = onnxslim_merge.slim(replace_weights(model, {"w": rows, "b": bias}), ratio=0.5, criterion="l2")
+    kept = result.plan.cells[0].keep
+    norms = np.linalg.norm(np.hstack([rows.reshape(10, -1), bias[:, None]]), axis=1)
+    assert set(kept) == {int(np.argmax(norms[:3])), *np.argsort(norms)[-5:].tolist()}
+    assert len(kept) == 6
 
 
 # Rules that are wrong on purpose: the twin must notice, the guilty layer is found and kept whole, the rest is slimmed.

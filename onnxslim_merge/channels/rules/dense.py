@@ -29,11 +29,13 @@ def gemm(c: Scope) -> None:
 def matmul(c: Scope) -> None:
     """`... k, k n -> ... n` with a constant matrix on the right, or `m k` on the left of `k n`."""
     rank = len(c.out_shape())
-    if c.is_constant(1) and len(c.shape(1)) == 2 and len(c.shape(0)) >= 2 and not c.is_constant(0):
+    depth = len(c.shape(1))
+    if c.is_constant(1) and 2 <= depth <= len(c.shape(0)) and set(c.shape(1)[:-2]) <= {1} and not c.is_constant(0):
         bias = c.bias(None, rank - 1)
-        c.axes("... k, k n -> ... n")
-        c.produces(1, 1, bias)
-        return c.consumes((0, rank - 1), (1, 0, 1), bias)
+        c.axes("... k, * k n -> ... n")
+        c.produces(1, depth - 1, bias)
+        c.flow("same", [0])  # for channels on the leading axes; those on the last are made anew
+        return c.consumes((0, rank - 1), (1, depth - 2, depth - 1), bias)
     if c.is_constant(0) and len(c.shape(0)) == 2 and len(c.shape(1)) == 2 and not c.is_constant(1):
         bias = c.bias(None, 0)
         c.axes("m k, k n -> m n")

@@ -50,6 +50,7 @@ def prelu(c: Scope) -> None:
 @rule("Add", "Sub", "Mul", "Div")
 def arithmetic(c: Scope) -> None:
     """With a constant: affine per channel. Between activations: Add and Sub sum, Mul and Div gate."""
+    c.joins([0, 1])
     c.give(c.elementwise([0, 1]))
     live = [s for s in (0, 1) if not c.is_constant(s)]
     if len(live) == 1:
@@ -60,9 +61,8 @@ def arithmetic(c: Scope) -> None:
     if len(labelled) == 1:  # the other operand is the same for all channels
         linear = c.op == "Mul" or (c.op == "Div" and labelled == [0])
         return c.flow("same", labelled, degree=Degree.LINEAR if linear else Degree.OTHER)
-    c.walk.joins += [a for s in labelled for a in c.labels(s)]
     if c.op in ("Mul", "Div"):
-        return c.flow("private", labelled)
+        return c.flow("product", labelled)
     # a difference is no sum of biases, but it is jointly homogeneous
     return c.flow("sum", live, degree=Degree.LINEAR if c.op == "Add" else Degree.HOMOGENEOUS)
 
@@ -88,11 +88,10 @@ def _affine(c: Scope, x: int) -> None:
 def variadic(c: Scope) -> None:
     """Sum is jointly linear, Mean, Max and Min jointly homogeneous; a constant among them ends that."""
     slots = [s for s in range(len(c.node.inputs)) if c.has(s)]
+    c.joins(slots)
     c.give(c.elementwise(slots))
     live = [s for s in slots if not c.is_constant(s)]
     labelled = [s for s in live if c.labels(s)]
-    if len(labelled) > 1:
-        c.walk.joins += [a for s in labelled for a in c.labels(s)]
     if len(live) == len(slots) == len(labelled):
         linear = c.op == "Sum" and len({c.tensor(s) for s in slots}) == len(slots)
         return c.flow("sum", live, degree=Degree.LINEAR if linear else Degree.HOMOGENEOUS)
@@ -104,9 +103,8 @@ def variadic(c: Scope) -> None:
 def mixed(c: Scope) -> None:
     """Element-wise on two or three operands; the value is not followed further."""
     slots = [s for s in range(len(c.node.inputs)) if c.has(s)]
+    c.joins(slots)
     c.give(c.elementwise(slots))
     labelled = [s for s in slots if not c.is_constant(s) and c.labels(s)]
-    if len(labelled) > 1:
-        c.walk.joins += [a for s in labelled for a in c.labels(s)]
     alike = len(labelled) == 1 and all(c.is_constant(s) and c.constant(s).size == 1 for s in slots if s not in labelled)
     return c.flow("same" if alike else "private", labelled, degree=Degree.OTHER)

@@ -23,8 +23,7 @@ def concat(c: Scope) -> None:
     labelled = [ids for ids in joined if ids is not None]
     if not labelled:
         return c.give(others)
-    if len(labelled) > 1:
-        c.walk.joins += labelled
+    c.joins(slots)
     filled = [_filler(c, s, axis) if ids is None else ids for s, ids in zip(slots, joined, strict=True)]
     c.give([*others, along(np.concatenate(filled), axis, rank)])
     return c.flow("move", [s for s, ids in zip(slots, joined, strict=True) if ids is not None])
@@ -156,7 +155,7 @@ def gather(c: Scope) -> None:
     rank, index_rank = len(c.shape(0)), len(c.shape(1))
     axis = int(c.attr("axis", 0)) % rank
     c.freeze_axis(0, axis, "Gather picks from this axis")
-    c.freeze_axis(1, 0, "indices of Gather")
+    c.refuse(c.labels(1), 1, None, "indices of Gather")
     left = [a for a in c.labels(0) if a.shape[axis] == 1]
     c.give([a.reshape(a.shape[:axis] + (1,) * index_rank + a.shape[axis + 1 :]) for a in left])
     c.flow("private", [0])

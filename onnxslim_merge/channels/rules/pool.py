@@ -15,6 +15,7 @@ def pool(c: Scope) -> None:
     c.axes("n c * -> n c *")
     average = c.op.endswith("AveragePool")
     degree = Degree.LINEAR if average else Degree.HOMOGENEOUS
-    padded = average and c.attr("count_include_pad", 0) and any(c.attr("pads", ()))  # zeros enter the average
+    pads = any(c.attr("pads", ())) or str(c.attr("auto_pad", "NOTSET")).startswith("SAME")
+    padded = average and c.attr("count_include_pad", 0) and pads  # zeros enter the average
     keeps = not padded and not c.op.endswith("LpPool")
-    return c.flow("same", [0], degree=degree, keeps_mean=average, equivariant=keeps)
+    return c.flow("same", [0], degree=degree, keeps_mean=average and not padded, equivariant=keeps)

@@ -1,0 +1,67 @@
+"""What a careful colleague would add to the numbers: the notes of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxslim_merge.model_io import Source
+from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.verify.fidelity import Fidelity
+from onnxslim_merge.verify.gates import Twin
+from onnxslim_merge.verify.speed import Speed
+
+GROWTH = 1.02  # of the file; below it is value_info and metadata
+
+
+def removes(plan: SlimPlan) -> bool:
+    """Whether any channel goes."""
+    return any(len(cell.keep) < cell.size for cell in plan.cells)
+
+
+def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: bool) -> list[str]:
+    """Of what was chosen: nothing at all, no compensation, another file's plan, inputs whose shapes change."""
+    if not removes(plan):
+        frozen = sum(cell.status == "frozen" for cell in plan.cells)
+        if not plan.cells:
+            return ["nothing was removed: no operator with a rule makes channels here (--verbose lists the refusals)"]
+        return [f"nothing was removed: {frozen} of {len(plan.cells)} groups are frozen, the others kept as asked"]
+    notes = []
+    if automatic and settings.compensation == "none":
+        notes.append(
+            "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
+            " give --calibration-data, or choose --compensation"
+        )
+    if plan.source_sha256 != source.sha256:
+        notes.append("the plan was made for another file: its choice of channels was taken over, the rest done anew")
+    listed = {value.name for value in source.proto.graph.input}
+    shrunk = sorted({gather.tensor for gather in plan.gathers} & listed)
+    if shrunk:
+        names = ", ".join(shrunk[:3]) + (" ..." if len(shrunk) > 3 else "")
+        notes.append(f"{len(shrunk)} initializers that callers may override have smaller shapes now: {names}")
+    return notes
+
+
+def on_exactness(plan: SlimPlan, twin: Twin, fidelity: Fidelity) -> list[str]:
+    """Of the checks: what rounding excuses, and inputs at which they say nothing."""
+    notes = [
+        f"output {name} differs from the twin by {twin.errors[name]:.0e} of its largest value, which is rounding: it is"
+        " almost zero on these inputs"
+        for name in sorted(twin.excused)
+    ]
+    if removes(plan) and fidelity.max_abs == 0 and fidelity.equal_share in (None, 1.0):
+        notes.append(
+            "no output changed at all: on these inputs nothing depends on what was removed, so the checks say nothing;"
+            " give --calibration-data or --input-shapes"
+        )
+    return notes
+
+
+def on_cost(plan: SlimPlan, speeds: Sequence[Speed], source: Source, size: int, settings: Settings) -> list[str]:
+    """Of speed and size that went the wrong way."""
+    notes = []
+    if removes(plan) and any(s.speedup_high < 1 for s in speeds) and settings.channel_multiple == 1:
+        notes.append("slower: kernels prefer multiples of 8 or 16 channels, try --channel-multiple auto")
+    if size > GROWTH * source.size_bytes:
+        notes.append("the file grew: constants that were computed or shared in it are written out now")
+    return notes

@@ -231,6 +231,9 @@ class Work:
         """The same plan on the same file; on another export the same choice, compensated anew with its settings."""
         if plan.source_sha256 == self.source.sha256:
             return plan
+        self.notes.append(
+            "the plan was made for another file: its choice of channels was taken over, the rest done anew"
+        )
         settings, views, kept = self.run.settings, Views(self.analysis), replayed_choice(plan, self.analysis)
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
         for cell in self.analysis.cells:

@@ -32,8 +32,6 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
             " give --calibration-data, or choose --compensation"
         )
-    if plan.source_sha256 != source.sha256:
-        notes.append("the plan was made for another file: its choice of channels was taken over, the rest done anew")
     listed = {value.name for value in source.proto.graph.input}
     shrunk = sorted({gather.tensor for gather in plan.gathers} & listed)
     if shrunk:

@@ -240,7 +240,7 @@ TAILS = {
     "m = Add (r, o) u = Relu (m)": False,
     "u = PRelu (r, posk)": None,
     "u = Conv <group = 15> (r, dw)": None,
-    "s = Sigmoid (r) u = Mul (r, s)": None,
+    "m = Mul (r, posk) s = Sigmoid (m) u = Mul (r, s)": False,
 }
 
 
@@ -266,6 +266,30 @@ def test_scales_and_offsets_behind_the_function(body):
         why = "treats each channel differently" if TAILS[body] is None else "follows a scale or offset per channel"
         assert len(notes) == 1
         assert why in notes[0]
+
+
+def test_silu_as_exported_merges_equal_channels_only():
+    """x Sigmoid(x) is one function of x for all channels, but not homogeneous: copies merge, scaled copies do not."""
+    model = parse(
+        """g (float[N, 3, 6, 6] x) => (float[N, 4, P, Q] y)
+        <float[12, 3, 3, 3] w, float[12] b, float[4, 12, 1, 1] v>
+        { a = Conv (x, w, b)
+          s = Sigmoid (a)
+          u = Mul (a, s)
+          y = Conv (u, v) }"""
+    )
+    values = {name: array.copy() for name, array in weights(model).items()}
+    for name in ("w", "b"):
+        values[name][6:] = values[name][:6]
+    fed = feeds(model, {"N": 3})
+    equal = replace_weights(model, values)
+    small, notes = solved(equal, {"Conv_a": np.arange(6)})
+    assert notes == ()
+    assert distance(run(equal, fed), run(small, fed)) <= 1e-5
+    for name in ("w", "b"):
+        values[name][6:] *= 0.2
+    notes = solved(replace_weights(model, values), {"Conv_a": np.arange(6)})[1]
+    assert "6 of 6 removed channels have no donor" in notes[0]
 
 
 def test_a_negative_scale_does_not_pass_a_max_pool():
@@ -597,6 +621,19 @@ def test_norms_fold_constant_scales_and_alpha(name):
     )
     rows = np.hstack([0.5 * v["w"] * v["k"][:, None], (2 * v["b"] * v["k"] + v["o"])[:, None]])
     assert np.allclose(scores(name, views, cells["Gemm_a"]), norms_of(rows)[name])
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_leave_out_a_bias_that_differs_by_position(name):
+    """As long as the channels, but along another axis: it is no bias of theirs."""
+    views, cells, v = cells_of(
+        """g (float[N, 6, 5] x) => (float[N, 6, 2] y) <float[5, 6] w, float[6, 1] b, float[6, 2] v>
+        { a = MatMul (x, w)
+          e = Add (a, b)
+          r = Relu (e)
+          y = MatMul (r, v) }"""
+    )
+    assert np.allclose(scores(name, views, cells["MatMul_a"]), norms_of(v["w"].T)[name])
 
 
 @pytest.mark.parametrize("name", NORMS)

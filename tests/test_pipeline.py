@@ -107,7 +107,7 @@ def test_search_gives_up_when_nothing_is_right_or_too_much_is_wrong():
 
 
 def test_a_wrong_rule_costs_its_cell_only(monkeypatch: pytest.MonkeyPatch):
-    """A rule that lets channels through a Softmax over them: the twin sees it, the cell stays whole, the run goes on."""
+    """A rule lets channels through a Softmax over them: the twin sees it, the cell stays whole, the run goes on."""
     model = parse("""g (float[N, 4] x) => (float[N, 3] y)
     <float[8,4] w1, float[8,8] w2, float[3,8] w3>
     { [a] h = Gemm<transB=1>(x, w1)  r = Relu(h)  [b] k = Gemm<transB=1>(r, w2)

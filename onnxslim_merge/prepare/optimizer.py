@@ -64,7 +64,7 @@ DISABLED = [
 ]
 # Folding Expand, Tile or ConstantOfShape can blow a file up, and so can weights that two branches of an If share: above
 # this growth, in bytes and as a share, the result is refused.
-_MAX_GROWTH = (64 << 10, 0.02)
+_MAX_GROWTH = (16 << 10, 0.02)
 # What is folded is handed over inline; above this sum nothing big is.
 _MAX_INLINE = 512 << 20
 

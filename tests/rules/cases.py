@@ -1338,17 +1338,10 @@ _PARTS = "float[4, 3, 1, 1] q, float[4, 7, 1, 1] q2"
 _TWO = {"last": "y = Conv (r, q) t = Conv (e, q2)", "out": "float[N, 4, P, Q] y, float[N, 4, R, S] t"}
 case("split_uneven", conv("d, e = Split <axis = 1> (a, s) r = Relu (d)", _PARTS + ", int64[2] s = {3, 7}", **_TWO))
 case("split_11_attribute", conv("d, e = Split <axis = 1, split = [3, 7]> (a) r = Relu (d)", _PARTS, **_TWO), opset=11)
-case(
-    "split_equal",
-    conv("d, e = Split <axis = 1> (a) u = Concat <axis = 1> (e, d)"),
-    "",
-    "the sizes of Split cannot be rewritten",
-)
+case("split_equal", conv("d, e = Split <axis = 1> (a) u = Concat <axis = 1> (e, d)"))
 case(
     "split_18_num_outputs",
-    conv("d, e = Split <axis = 1, num_outputs = 2> (a) u = Concat <axis = 1> (e, d)"),
-    "",
-    "the sizes of Split cannot be rewritten",
+    conv("d, e, f = Split <axis = 1, num_outputs = 3> (a) u = Concat <axis = 1> (f, e, d)"),
     opset=18,
 )
 case("split_space", conv("d, e = Split <axis = 2> (a, s) u = Concat <axis = 2> (e, d)", "int64[2] s = {3, 5}"))

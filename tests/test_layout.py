@@ -21,7 +21,7 @@ FILE_LINES, FUNCTION_LINES, PUBLIC_NAMES = 330, 50, 10
 ORDER = (
     "errors", "files", "settings", "plan", "runtime", "model_io", "prepare", "samples", "probe", "costs", "channels",
     "views", "values", "statistics", "criteria", "select", "compensation", "planning", "replay", "rewrite", "verify",
-    "provenance", "report", "preflight", "pipeline", "api", "cli", "__init__", "__main__",
+    "provenance", "report", "preflight", "remarks", "pipeline", "api", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 

@@ -241,6 +241,7 @@ TAILS = {
     "u = PRelu (r, posk)": None,
     "u = Conv <group = 15> (r, dw)": None,
     "m = Mul (r, posk) s = Sigmoid (m) u = Mul (r, s)": False,
+    "h = Conv (x, wg) s = Sigmoid (h) u = Mul (r, s)": None,
 }
 
 
@@ -250,7 +251,7 @@ def test_scales_and_offsets_behind_the_function(body):
     model = parse(
         f"""g (float[N, 3, 6, 6] x) => (float[N, 4, P, Q] y)
         <float[15, 3, 3, 3] w, float[15] b, float[15, 1, 1] posk, float[15, 1, 1] o, float[15, 1, 1] j,
-         int64[2] ax = {{2, 3}}, float[15, 1, 1, 1] dw, float[4, 15, 1, 1] v>
+         int64[2] ax = {{2, 3}}, float[15, 1, 1, 1] dw, float[15, 3, 3, 3] wg, float[4, 15, 1, 1] v>
         {{ a = Conv (x, w, b)
            r = Relu (a)
            {body}
@@ -315,6 +316,81 @@ def test_a_negative_scale_does_not_pass_a_max_pool():
     bad = np.flatnonzero(copies & ~positive)[:1]
     _, notes = solved(model, {"Conv_a": np.setdiff1d(np.arange(TOTAL), bad)})
     assert notes == ("Conv_a: 1 of 1 removed channels have no donor; plain removal instead",)
+
+
+@pytest.mark.parametrize(("value", "merges"), [("0", True), ("1.5", False)])
+def test_channels_that_a_pad_puts_in(value, merges):
+    """In a parameter-free shortcut the new channels come from one branch alone, if the pads are zeros."""
+    model = parse(
+        f"""g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+        <float[5, 3, 1, 1] k, float[15, 3, 1, 1] w, float[15] b, float[4, 15, 1, 1] v,
+         int64[8] pads = {{0, 0, 0, 0, 0, 10, 0, 0}}, float c = {{{value}}}>
+        {{ a = Conv (x, w, b)
+           e = Conv (x, k)
+           p = Pad (e, pads, c)
+           s = Add (a, p)
+           r = Relu (s)
+           y = Conv (r, v) }}"""
+    )
+    values = {name: array.copy() for name, array in weights(model).items()}
+    copies, scale = np.arange(11, 15), np.array([0.5, 0.2, 0.3, 0.1])
+    values["w"][copies] = values["w"][5:9] * scale[:, None, None, None]
+    values["b"][copies] = values["b"][5:9] * scale
+    model = replace_weights(model, values)
+    name = next(c.name for c in onnxslim_merge.analyse(model).cells if c.size == 10)
+    small, notes = solved(model, {name: np.arange(6)})  # of the ten channels 5 .. 14
+    if merges:
+        assert notes == ()
+        fed = feeds(model, {"N": 3})
+        assert distance(run(model, fed), run(small, fed)) <= 1e-5
+    else:
+        assert "adds values that do not come from the cell's producers alone" in notes[0]
+
+
+SUM = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+<float[6, 3, 1, 1] w, float[6] b, float[6, 3, 1, 1] k, float[6] d, float[6, 1, 1] o, float[4, 6, 1, 1] v>
+{ a = Conv (x, w, b)
+  e = Conv (x, k, d)
+  BODY
+  y = Conv (u, v) }"""
+
+
+@pytest.mark.parametrize("body", ["u = Add (a, e)", "u = Sum (e, a)"])
+def test_the_value_of_a_linear_sum(body):
+    """All rows side by side, one bias."""
+    views, cells, v = cells_of(SUM.replace("BODY", body))
+    value = cell_values(views, cells["Conv_a"])["u"]
+    order = ("k", "w") if "Sum" in body else ("w", "k")
+    assert np.allclose(value.matrix, np.hstack([v[name].reshape(6, 3) for name in order]))
+    assert np.allclose(value.bias, v["b"] + v["d"])
+    assert value.degree == Degree.LINEAR
+
+
+@pytest.mark.parametrize(
+    ("body", "degree"),
+    [
+        ("p = Relu (a) u = Add (p, e)", Degree.HOMOGENEOUS),
+        ("u = Sub (a, e)", Degree.HOMOGENEOUS),
+        ("u = Max (a, e)", Degree.HOMOGENEOUS),
+        ("u = Mean (a, e)", Degree.HOMOGENEOUS),
+        ("p = Sigmoid (a) u = Add (p, e)", Degree.OTHER),
+    ],
+)
+def test_the_value_of_another_sum(body, degree):
+    """A donor has to stand in at both producers at once, biases and all: they become rows of their own."""
+    views, cells, v = cells_of(SUM.replace("BODY", body))
+    value = cell_values(views, cells["Conv_a"])["u"]
+    blocks = [v["w"].reshape(6, 3), v["k"].reshape(6, 3), v["b"][:, None], v["d"][:, None]]
+    assert np.allclose(value.matrix, np.hstack(blocks))
+    assert not value.bias.any()
+    assert value.degree == degree
+
+
+def test_an_affine_map_goes_into_the_rows_while_all_is_linear():
+    views, cells, v = cells_of(SUM.replace("BODY", "m = Mul (a, o) n = Sub (e, o) u = Add (m, n)"))
+    value, o = cell_values(views, cells["Conv_a"])["u"], v["o"].ravel()
+    assert np.allclose(value.matrix, np.hstack([v["w"].reshape(6, 3) * o[:, None], v["k"].reshape(6, 3)]))
+    assert np.allclose(value.bias, v["b"] * o + v["d"] - o)
 
 
 # -- the algebra itself, in float64 -----------------------------------------------------------------------------------

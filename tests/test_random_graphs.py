@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -183,6 +184,176 @@ def networks(draw) -> str:
     return net.finish()
 
 
+class Sequence(Net):
+    """Tensors (name, sizes behind the batch) of any rank from 2 on, moved and mixed along any axis."""
+
+    def __init__(self, draw):
+        super().__init__(draw)
+        self.images = [("x", (4, 6))]
+
+    def axis(self, sizes) -> int:
+        """One of the axes behind the batch, as counted with it."""
+        return self.draw(st.integers(1, len(sizes)))
+
+    def grow(self) -> None:
+        image = self.images[self.draw(st.integers(max(0, len(self.images) - 2), len(self.images) - 1))]
+        made = getattr(self, self.pick(*MOVES))(*image)
+        if math.prod(made[1]) <= 400 and len(made[1]) <= 4:
+            self.images.append(made)
+
+    def product(self, name, sizes):
+        width = self.pick(4, 6, 12)
+        made = self.node(f"MatMul ({name}, {self.weight(sizes[-1], width)})")
+        if self.pick(True, False):
+            made = self.node(f"Add ({made}, {self.weight(width)})")
+        return made, (*sizes[:-1], width)
+
+    def conv1d(self, name, sizes):
+        if len(sizes) != 2:
+            return self.product(name, sizes)
+        out = self.pick(4, 6, 8)
+        return self.node(f"Conv <pads = [1, 1]> ({name}, {self.weight(out, sizes[0], 3)})"), (out, sizes[1])
+
+    def unary(self, name, sizes):
+        return self.node(f"{self.pick('Relu', 'Relu', 'Tanh', 'Sigmoid', 'Neg')} ({name})"), sizes
+
+    def constant(self, name, sizes):
+        shape = [n if self.pick(True, False) else 1 for n in sizes]
+        return self.node(f"{self.pick('Add', 'Mul')} ({name}, {self.weight(*shape, prefix='pos')})"), sizes
+
+    def turn(self, name, sizes):
+        order = self.draw(st.permutations(range(len(sizes))))
+        perm = ", ".join(str(i) for i in (0, *(axis + 1 for axis in order)))
+        return self.node(f"Transpose <perm = [{perm}]> ({name})"), tuple(sizes[axis] for axis in order)
+
+    def reshape(self, name, sizes):
+        """Cut one axis in two, or put two neighbours together; the target in one of the ways that exporters write."""
+        at = self.axis(sizes) - 1
+        factors = [f for f in (2, 3, 4) if sizes[at] % f == 0]
+        if factors and self.pick(True, False):
+            factor = self.pick(*factors)
+            new = (*sizes[:at], factor, sizes[at] // factor, *sizes[at + 1 :])
+        elif at + 1 < len(sizes):
+            new = (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :])
+        else:
+            new = sizes
+        target = list(new)
+        if self.pick(True, False):
+            target[self.draw(st.integers(0, len(new) - 1))] = -1
+        if self.pick(True, True, False):
+            return self.node(f"Reshape ({name}, {self.integers(0, *target)})"), new
+        batch = self.node("Shape <start = 0, end = 1> (x)")
+        whole = self.node(f"Concat <axis = 0> ({batch}, {self.integers(*target)})")
+        return self.node(f"Reshape ({name}, {whole})"), new
+
+    def reduce(self, name, sizes):
+        axis = self.axis(sizes)
+        mean = self.node(f"{self.pick('ReduceMean', 'ReduceMax')} <axes = [{axis}], keepdims = 1> ({name})")
+        return self.node(f"{self.pick('Sub', 'Mul', 'Add')} ({name}, {mean})"), sizes
+
+    def drop(self, name, sizes):
+        if len(sizes) == 1:
+            return self.unary(name, sizes)
+        axis = self.axis(sizes)
+        if self.pick(True, False):
+            made = self.node(f"ReduceMean <axes = [{axis}], keepdims = 0> ({name})")
+        else:
+            zero = self.weight(prefix="i", dtype="int64", values=" = {0}").replace("[]", "")
+            made = self.node(f"Gather <axis = {axis}> ({name}, {zero})")
+        return made, (*sizes[: axis - 1], *sizes[axis:])
+
+    def softmax(self, name, sizes):
+        return self.node(f"Softmax <axis = {self.axis(sizes)}> ({name})"), sizes
+
+    def cut(self, name, sizes):
+        """Two parts in reverse order, or one of them; as Slices or as a Split."""
+        axis = self.axis(sizes)
+        size = sizes[axis - 1]
+        if size < 2:
+            return self.unary(name, sizes)
+        at = self.draw(st.integers(1, size - 1))
+        if self.pick(True, False):
+            front, back = f"p{len(self.lines)}", f"q{len(self.lines)}"
+            self.lines.append(f"{front}, {back} = Split <axis = {axis}> ({name}, {self.integers(at, size - at)})")
+        else:
+            bounds = [(0, at), (at - size, size)]
+            front, back = (
+                self.node(f"Slice ({name}, {self.integers(a)}, {self.integers(b)}, {self.integers(axis)})")
+                for a, b in bounds
+            )
+        if self.pick(True, False):
+            return back, (*sizes[: axis - 1], size - at, *sizes[axis:])
+        return self.node(f"Concat <axis = {axis}> ({back}, {self.node(f'Relu ({front})')})"), sizes
+
+    def meet(self, name, sizes):
+        others = [other for other in self.images if other[1] == sizes]
+        return self.node(f"{self.pick('Add', 'Mul', 'Max')} ({name}, {self.pick(*others)[0]})"), sizes
+
+    def append(self, name, sizes):
+        axis = self.axis(sizes)
+        others = [
+            other
+            for other in self.images
+            if len(other[1]) == len(sizes)
+            and all(i == axis - 1 or a == b for i, (a, b) in enumerate(zip(sizes, other[1])))
+        ]
+        other = self.pick(*others)
+        made = self.node(f"Concat <axis = {axis}> ({name}, {other[0]})")
+        return made, (*sizes[: axis - 1], sizes[axis - 1] + other[1][axis - 1], *sizes[axis:])
+
+    def attend(self, name, sizes):
+        if len(sizes) < 2:
+            return self.unary(name, sizes)
+        rank = len(sizes) + 1
+        perm = ", ".join(str(i) for i in (*range(rank - 2), rank - 1, rank - 2))
+        turned = self.node(f"Transpose <perm = [{perm}]> ({name})")
+        scores = self.node(f"Softmax <axis = -1> ({self.node(f'MatMul ({name}, {turned})')})")
+        return self.node(f"MatMul ({scores}, {name})"), sizes
+
+    def lengthen(self, name, sizes):
+        axis = self.axis(sizes)
+        pads = [0] * (2 * len(sizes) + 2)
+        pads[axis], pads[axis + len(sizes) + 1] = self.pick(0, 1), self.pick(1, 2)
+        size = sizes[axis - 1] + pads[axis] + pads[axis + len(sizes) + 1]
+        return self.node(f"Pad ({name}, {self.integers(*pads)})"), (*sizes[: axis - 1], size, *sizes[axis:])
+
+    def widen(self, name, sizes):
+        axis = self.axis(sizes)
+        return self.node(f"Unsqueeze ({name}, {self.integers(axis)})"), (*sizes[: axis - 1], 1, *sizes[axis - 1 :])
+
+    def narrow(self, name, sizes):
+        single = [axis for axis, n in enumerate(sizes) if n == 1 and len(sizes) > 1]
+        if not single:
+            return self.widen(name, sizes)
+        axis = self.pick(*single)
+        return self.node(f"Squeeze ({name}, {self.integers(axis + 1)})"), (*sizes[:axis], *sizes[axis + 1 :])
+
+    def finish(self) -> str:
+        """The last tensor, flattened, through two Gemms to y."""
+        name, sizes = self.images[-1]
+        self.images[-1] = (name, math.prod(sizes), 1, 1)
+        flat = self.node(f"Flatten ({name})")
+        self.images.append((flat, math.prod(sizes), 1, 1))
+        wide = self.node(f"Unsqueeze ({flat}, {self.integers(2, 3)})")
+        self.images[-1] = (wide, math.prod(sizes), 1, 1)
+        return super().finish().replace("float[N, 3, 8, 8] x", "float[N, 4, 6] x")
+
+
+MOVES = (
+    "product", "product", "product", "conv1d", "unary", "unary", "constant", "turn", "turn", "reshape", "reshape",
+    "reduce", "drop", "softmax", "cut", "cut", "meet", "append", "attend", "lengthen", "widen", "narrow",
+)  # fmt: skip
+
+
+@st.composite
+def sequences(draw) -> str:
+    net = Sequence(draw)
+    net.images.append(net.product(*net.images[0]))
+    for _ in range(draw(st.integers(3, 12))):
+        net.grow()
+    return net.finish()
+
+
 OPTIONS = st.fixed_dictionaries(
     {
         "ratio": st.floats(0.1, 0.8),
@@ -195,15 +366,28 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@given(networks(), OPTIONS, st.integers(0, 3))
-@settings(
+SEARCH = settings(
     max_examples=EXAMPLES,
     deadline=None,
     derandomize="RANDOM_GRAPHS" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+@given(networks(), OPTIONS, st.integers(0, 3))
+@SEARCH
 def test_random_networks(text, options, seed):
-    model = parse(text, seed=seed)
+    check(parse(text, seed=seed), options, seed)
+
+
+@given(sequences(), OPTIONS, st.integers(0, 3))
+@SEARCH
+def test_random_sequences(text, options, seed):
+    check(parse(text, seed=seed), options, seed)
+
+
+def check(model, options, seed):
+    """Everything that holds whatever is removed."""
     result = onnxslim_merge.slim(model, **options)
     assert not [note for note in result.report.notes if "our bug" in note]
     assert not [r for r in result.report.refusals if "please report" in r.reason]

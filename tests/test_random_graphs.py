@@ -41,7 +41,8 @@ class Net:
 
     def weight(self, *shape: int, prefix: str = "w", dtype: str = "float", values: str = "") -> str:
         name = f"{prefix}{len(self.weights)}"
-        self.weights.append(f"{dtype}[{', '.join(map(str, shape))}] {name}{values}")
+        size = f"[{', '.join(map(str, shape))}]" if shape else ""
+        self.weights.append(f"{dtype}{size} {name}{values}")
         return name
 
     def integers(self, *values: int) -> str:
@@ -258,7 +259,7 @@ class Sequence(Net):
         if self.pick(True, False):
             made = self.node(f"ReduceMean <axes = [{axis}], keepdims = 0> ({name})")
         else:
-            zero = self.weight(prefix="i", dtype="int64", values=" = {0}").replace("[]", "")
+            zero = self.weight(prefix="i", dtype="int64", values=" = {0}")
             made = self.node(f"Gather <axis = {axis}> ({name}, {zero})")
         return made, (*sizes[: axis - 1], *sizes[axis:])
 
@@ -295,7 +296,7 @@ class Sequence(Net):
             other
             for other in self.images
             if len(other[1]) == len(sizes)
-            and all(i == axis - 1 or a == b for i, (a, b) in enumerate(zip(sizes, other[1])))
+            and all(i == axis - 1 or a == b for i, (a, b) in enumerate(zip(sizes, other[1], strict=True)))
         ]
         other = self.pick(*others)
         made = self.node(f"Concat <axis = {axis}> ({name}, {other[0]})")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,6 +274,15 @@ def test_both_wheels_are_one_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch):
 # interrupts, pipes
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell may start its background jobs with SIGINT ignored, which pytest inherits."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_during_the_renames_waits(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     replace = os.replace
 
@@ -288,6 +298,7 @@ def test_interrupt_during_the_renames_waits(cli: Cli, monkeypatch: pytest.Monkey
     onnx.checker.check_model("old.onnx")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_second_interrupt_acts_at_once_and_undoes(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("onnxslim_merge.model_io.staging._sync", lambda path: [signal.raise_signal(2) for _ in "12"])
     assert cli.refused(130, "in.onnx", "old.onnx", "--save-plan", "plan.json", "--report", "r.json") == "interrupted"

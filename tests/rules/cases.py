@@ -1344,6 +1344,27 @@ case(
     conv("d, e, f = Split <axis = 1, num_outputs = 3> (a) u = Concat <axis = 1> (f, e, d)"),
     opset=18,
 )
+case(
+    "split_single_channel",
+    conv("d, e = Split <axis = 1> (a, s) r = Relu (d) u = Concat <axis = 1> (e, r)", "int64[2] s = {1, 9}"),
+    refused="Split takes a single channel",
+)
+case(
+    "slice_single_channel",
+    conv(
+        "d = Slice (a, lo, hi, ax) r = Relu (d) u = Concat <axis = 1> (a, r)",
+        "int64[1] lo = {-4}, int64[1] hi = {7}, int64[1] ax = {1}",
+    ).replace("float[4, 10, 1, 1] v", "float[4, 11, 1, 1] v"),
+    refused="Slice takes a single channel",
+)
+case(
+    "slice_single_channel_to_gate_the_others",
+    conv(
+        "d = Slice (a, lo, hi, ax) s = Sigmoid (d) r = Slice (a, hi, end, ax) u = Mul (r, s)",
+        "int64[1] lo = {0}, int64[1] hi = {1}, int64[1] end = {10}, int64[1] ax = {1}",
+    ).replace("float[4, 10, 1, 1] v", "float[4, 9, 1, 1] v"),
+    refused="Slice takes a single channel",
+)
 case("split_space", conv("d, e = Split <axis = 2> (a, s) u = Concat <axis = 2> (e, d)", "int64[2] s = {3, 5}"))
 case(
     "split_swapped_and_joined",

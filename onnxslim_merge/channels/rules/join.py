@@ -50,6 +50,7 @@ def split(c: Scope) -> None:
     for index in range(len(c.node.outputs)):
         size = c.out_shape(index)[axis]
         part = [np.take(a, range(start, start + size), axis) for a in on_axis(c.labels(0), axis)]
+        _lone(c, part, axis)
         c.give([a for a in c.labels(0) if a.shape[axis] == 1] + part, index)
         c.flow("move", [0], index)
         start += size
@@ -83,9 +84,15 @@ def slice_rule(c: Scope) -> None:
             _bound(c, k, name, i, found, axis, to) for k, name, to in ((1, "starts", start), (2, "ends", end))
         ):
             c.refuse(found + reads, 0, axis, "the bounds of Slice cannot be rewritten")
+        _lone(c, [np.take(a, range(start, end, step), axis) for a in found], axis)
         arrays = [np.take(a, range(start, end, step), axis) if a.shape[axis] > 1 else a for a in arrays]
     c.give(arrays)
     return c.flow("move", [0])
+
+
+def _lone(c: Scope, part: Arrays, axis: int) -> None:
+    """Freeze what is cut out alone: an axis of length 1 carries no labels further."""
+    c.refuse([a for a in part if a.shape[axis] == 1], 0, axis, f"{c.op} takes a single channel")
 
 
 def _bounds(c: Scope) -> list[list[int] | None]:

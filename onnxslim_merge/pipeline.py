@@ -275,6 +275,7 @@ class Work:
             check_file(self.source, model)
             twin = judge.require_twin(plan)
             fidelity, count_ = judge.fidelity(model, settings.score_output)
+            self.notes += remarks.on_samples(plan, self.samples, settings)
             self.notes += remarks.on_exactness(plan, twin, fidelity)
         with self.run.stage("speed"):
             feeds = self.samples.first(1, input_specs(self.source.proto)).feeds[0]

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from onnxslim_merge.model_io import Source
 from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.samples import Samples
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.verify.fidelity import Fidelity
 from onnxslim_merge.verify.gates import Twin
 from onnxslim_merge.verify.speed import Speed
 
+FEW_SAMPLES = 32  # a mean of fewer is an anecdote
 GROWTH = 1.02  # of the file; below it is value_info and metadata
 
 
@@ -38,6 +40,14 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
         names = ", ".join(shrunk[:3]) + (" ..." if len(shrunk) > 3 else "")
         notes.append(f"{len(shrunk)} initializers that callers may override have smaller shapes now: {names}")
     return notes
+
+
+def on_samples(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
+    """Of calibration data: it is fitted to and judged on, which flatters a small set."""
+    fitted = settings.calibration_data is not None and (settings.carries_mean or settings.criterion == "impact")
+    if not removes(plan) or not fitted or samples.count >= FEW_SAMPLES:
+        return []
+    return [f"only {samples.count} calibration samples, both fitted to and judged on: fidelity looks better than it is"]
 
 
 def on_exactness(plan: SlimPlan, twin: Twin, fidelity: Fidelity) -> list[str]:

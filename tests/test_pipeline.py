@@ -138,6 +138,8 @@ def test_calibration_data_changes_the_measured_means(tmp_path):
     plain = onnxslim_merge.slim(model, ratio=0.5, compensation="none", calibration_data=tmp_path / "x.npz").report
     assert plain.fidelity.relative_l2 > 1e-2
     assert given.samples == 16
+    assert any("only 16 calibration samples" in note for note in given.notes)
+    assert not any("calibration samples" in note for note in plain.notes)
 
 
 def test_dynamic_axes_stay_dynamic():

@@ -64,6 +64,7 @@ def test_what_is_left_is_exact(case, seed):
         assert not [r.reason for r in result.report.refusals if "please report" in r.reason], options
         assert result.report.twin_max_error <= TOLERANCE, options
         assert slimmed_producers(result.plan) == set(case.slims.split()), options
+        assert all(cell.reason for cell in result.plan.cells if len(cell.keep) == cell.size), options
         check_model(case, model, result.model, seed)
         if compensation == "none":
             assert not case.slims or elements(result.model) < elements(model)

@@ -13,7 +13,7 @@ from onnxslim_merge.channels.scope import Scope
 def conv(c: Scope) -> None:
     """`n i *, o i *, o -> n o *`; depthwise: `n c *, c . *, c -> n c *`, a carrier. Other groups freeze."""
     if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
-        return c.freeze_all("the weight is not a constant")
+        return c.freeze_all("the weight or the bias is not a constant")
     group = c.attr("group", 1)
     if group == 1:
         bias = c.bias(2, 1, vector=True)
@@ -48,7 +48,7 @@ def _depthwise(c: Scope) -> None:
 def conv_transpose(c: Scope) -> None:
     """`n i *, i o *, o -> n o *`; a stride spreads the taps over the outputs. Groups freeze."""
     if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
-        return c.freeze_all("the weight is not a constant")
+        return c.freeze_all("the weight or the bias is not a constant")
     if c.attr("group", 1) != 1:
         return c.freeze_all(f"grouped ConvTranspose ({c.attr('group')} groups)")
     bias = c.bias(2, 1, vector=True)

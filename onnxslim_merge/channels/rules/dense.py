@@ -10,7 +10,7 @@ from onnxslim_merge.channels.scope import Scope
 def gemm(c: Scope) -> None:
     """`m k, k n, C -> m n` with either operand transposed, C of any shape that broadcasts to (m, n)."""
     if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
-        return c.freeze_all("the weight is not a constant")
+        return c.freeze_all("the weight or the bias is not a constant")
     a = "k m" if c.attr("transA", 0) else "m k"
     b = "n k" if c.attr("transB", 0) else "k n"
     addend = ""

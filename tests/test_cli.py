@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_tools import CNN, CPU, ROOT, WIDE, Cli, cli, finished, one_line, outputs, process, saved
-from textmodels import parse
+from textmodels import parse, weights
 
 import onnxslim_merge
 from onnxslim_merge import SlimPlan
@@ -256,7 +256,13 @@ def test_option_without_effect_is_said(cli: Cli, arguments: list[str], words: li
 
 
 def test_merging_options_have_an_effect(cli: Cli):
-    cli.ok("in.onnx", "out.onnx", "--compensation", "merge", "--threshold", "0.4", "--lam", "0.5")
+    saved(cli.model, CNN)  # lam weighs the biases of convolutions only
+    cli.ok("in.onnx", "out.onnx", "--compensation", "merge", "--threshold", "-1", "--lam", "1")
+    cli.ok("in.onnx", "strict.onnx", "--compensation", "merge", "--threshold", "1", "--lam", "1")
+    cli.ok("in.onnx", "bias.onnx", "--compensation", "merge", "--threshold", "-1", "--lam", "0")
+    loose, strict, bias = (weights(onnx.load(name)) for name in ("out.onnx", "strict.onnx", "bias.onnx"))
+    assert any(not np.array_equal(loose[name], strict[name]) for name in loose)
+    assert any(not np.array_equal(loose[name], bias[name]) for name in loose)
 
 
 def test_both_wheels_are_one_warning(cli: Cli, monkeypatch: pytest.MonkeyPatch):

@@ -148,3 +148,22 @@ def test_dynamic_axes_stay_dynamic():
     small = onnxslim_merge.slim(model, ratio=0.5).model
     dims = [d.dim_param or d.dim_value for d in small.graph.output[0].type.tensor_type.shape.dim]
     assert dims == ["N", 4, "H", "W"]
+
+
+def test_auto_shifts_means_only_where_something_tells_them(tmp_path):
+    """The default is `mean` behind BatchNormalization or with data, else `none`, and the report says so."""
+    plain = parse(CHAIN)
+    normalised = parse("""g (float[N, 4] x) => (float[N, 3] y)
+    <float[4,16] w, float[16] pos, float[16] be, float[16] me, float[16] var, float[16,3] v>
+    { a = MatMul(x, w)  n = BatchNormalization(a, pos, be, me, var)  r = Relu(n)  y = MatMul(r, v) }""")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 4), np.float32))
+    for model, data, expected in (
+        (plain, None, "none"),
+        (plain, tmp_path / "x.npy", "mean"),
+        (normalised, None, "mean"),
+    ):
+        asked = onnxslim_merge.slim(model, calibration_data=data)
+        named = onnxslim_merge.slim(model, calibration_data=data, compensation=expected)
+        assert asked.plan.settings["compensation"] == expected
+        assert asked.model.graph.initializer == named.model.graph.initializer
+        assert any("not compensated" in note for note in asked.report.notes) == (expected == "none")

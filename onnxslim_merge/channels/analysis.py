@@ -17,7 +17,8 @@ from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Produ
 from onnxslim_merge.channels.elements import LIMIT, constant_elements, refuse_shared, trace, use
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
 from onnxslim_merge.channels.registry import find_rule
-from onnxslim_merge.channels.scope import Scope, Walk
+from onnxslim_merge.channels.scope import Scope
+from onnxslim_merge.channels.walk import Walk
 from onnxslim_merge.model_io.stores import forget_pages
 from onnxslim_merge.probe import Probe
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxslim_merge.channels.claims import Producer, Refusal
 from onnxslim_merge.channels.labels import Ids
-from onnxslim_merge.channels.scope import Walk
+from onnxslim_merge.channels.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 
 from onnxslim_merge.channels.claims import Refusal
 from onnxslim_merge.channels.labels import on_axis
-from onnxslim_merge.channels.scope import Element, Scope, Walk
+from onnxslim_merge.channels.scope import Scope
+from onnxslim_merge.channels.walk import Element, Walk
 
 LIMIT = 1024
 # Inputs at which a rule itself judges the numbers that it reads.

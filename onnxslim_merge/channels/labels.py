@@ -139,3 +139,21 @@ def reshape(array: Ids, before: Sequence[int], after: Sequence[int]) -> Ids:
             for axis in outs:
                 short[axis] = after[axis]
     return np.broadcast_to(array, full).reshape(short)
+
+
+def rows(arrays: Arrays, axis: int) -> tuple[Ids, ...]:
+    """Each array as (n, m): what lies at each of the n indices along `axis`."""
+    return tuple(np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays)
+
+
+def blocks(arrays: Arrays) -> list[set[int]]:
+    """Axes linked by arrays that vary along several of them, as disjoint sets, in order of the first axis."""
+    found: list[set[int]] = []
+    for array in arrays:
+        block = set(varying(array))
+        for other in [b for b in found if b & block]:
+            block |= other
+            found.remove(other)
+        if block:
+            found.append(block)
+    return sorted(found, key=min)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,39 +10,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxslim_merge.channels.claims import BiasSlot, Carrier, Consumer, Count, Flow, Producer, Refusal
-from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, lift, on_axis, varying
-
-# Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), or unknown.
-Element = tuple[str, str, int] | None
-
-
-@dataclass(slots=True)
-class Walk:
-    """The state of one forward walk: labels and integer elements by tensor name, and all claims so far."""
-
-    shapes: dict[str, tuple[int, ...]]
-    values: dict[str, NDArray[Any]]
-    constants: dict[str, gs.Constant]
-    opset: int
-    exposed: frozenset[str] = frozenset()  # graph outputs, and tensors that a subgraph uses
-    space: LabelSpace = field(default_factory=LabelSpace)
-    labels: dict[str, Arrays] = field(default_factory=dict)
-    elements: dict[str, list[Element]] = field(default_factory=dict)
-    producers: list[Producer] = field(default_factory=list)
-    carriers: list[Carrier] = field(default_factory=list)
-    consumers: list[Consumer] = field(default_factory=list)
-    flows: dict[str, Flow] = field(default_factory=dict)
-    counts: list[Count] = field(default_factory=list)
-    joins: list[Ids] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-    uses: Counter[tuple[str, int]] = field(default_factory=Counter)  # of an element of a constant, where tracing ends
-
-    def refuse(self, labels: Sequence[Ids], refusal: Refusal) -> None:
-        """Freeze `labels` for one reason; no labels, no refusal."""
-        if labels:
-            self.refusals.append(refusal)
-            for ids in labels:
-                self.space.freeze(ids, len(self.refusals) - 1)
+from onnxslim_merge.channels.labels import Arrays, Ids, along, blocks, lift, on_axis, rows, varying
+from onnxslim_merge.channels.walk import Element, Walk
 
 
 class Scope:
@@ -211,7 +178,7 @@ class Scope:
         if without is not None:
             arrays = {s: [a for a in found if a.shape[without] == 1] for s, found in arrays.items()}
         result: Arrays = []
-        for block in _blocks([a for group in arrays.values() for a in group]):
+        for block in blocks([a for group in arrays.values() for a in group]):
             parts = [
                 (s, [a for a in arrays[s] if block & set(varying(a))], any(shape[x] > 1 for x in block))
                 for s, shape in inputs
@@ -269,7 +236,7 @@ class Scope:
 
     def counts_attribute(self, name: str, arrays: Arrays, axis: int, index: int | None = None) -> None:
         """Attribute `name` (or element `index` of it) holds how many indices of `arrays` there are along `axis`."""
-        self.walk.counts.append(Count(self.name, name, index, _rows(arrays, axis)))
+        self.walk.counts.append(Count(self.name, name, index, rows(arrays, axis)))
 
     def element(self, slot: int, index: int) -> Element:
         """Where element `index` of integer input `slot` comes from."""
@@ -295,16 +262,11 @@ class Scope:
         if element is None:
             return False
         if element[0] == "dim":
-            mine, there = _rows(arrays, axis), _rows(self.counted(element), element[2])
+            mine, there = rows(arrays, axis), rows(self.counted(element), element[2])
             same = len(mine) == len(there) == 1 and mine[0].shape == there[0].shape
             return same and bool((self.space.find(mine[0]) == self.space.find(there[0])).all())
-        self.walk.counts.append(Count("", element[1], element[2], _rows(arrays, axis)))
+        self.walk.counts.append(Count("", element[1], element[2], rows(arrays, axis)))
         return True
-
-
-def _rows(arrays: Arrays, axis: int) -> tuple[Ids, ...]:
-    """Each array as (n, m): what lies at each of the n indices along `axis`."""
-    return tuple(np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays)
 
 
 def _letters(term: list[str], rank: int) -> list[str]:
@@ -314,16 +276,3 @@ def _letters(term: list[str], rank: int) -> list[str]:
             at = term.index(wild)
             return term[:at] + [wild] * (rank - len(term) + 1) + term[at + 1 :]
     return term
-
-
-def _blocks(arrays: Arrays) -> list[set[int]]:
-    """Axes linked by arrays that vary along several of them, as disjoint sets, in order of the first axis."""
-    blocks: list[set[int]] = []
-    for array in arrays:
-        block = set(varying(array))
-        for other in [b for b in blocks if b & block]:
-            block |= other
-            blocks.remove(other)
-        if block:
-            blocks.append(block)
-    return sorted(blocks, key=min)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections import Counter
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -23,6 +25,9 @@ from onnxslim_merge.prepare import prepare
 from onnxslim_merge.settings import Compensation, Criterion
 from onnxslim_merge.verify import speed
 from rules.cases import CASES, Case
+
+for _file in sorted(Path(__file__).parent.glob("cases_*.py")):  # each adds its cases to CASES
+    importlib.import_module(f"rules.{_file.stem}")
 
 TOLERANCE = 1e-4
 SEEDS = range(int(os.environ.get("RULE_SEEDS", "1")))  # for a long search: RULE_SEEDS=20 pytest tests/rules -n 2

@@ -1,0 +1,46 @@
+"""The state of one forward walk over the graph: labels by tensor, and everything claimed so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace
+
+# Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), or unknown.
+Element = tuple[str, str, int] | None
+
+
+@dataclass(slots=True)
+class Walk:
+    """The state of one forward walk: labels and integer elements by tensor name, and all claims so far."""
+
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, NDArray[Any]]
+    constants: dict[str, gs.Constant]
+    opset: int
+    exposed: frozenset[str] = frozenset()  # graph outputs, and tensors that a subgraph uses
+    space: LabelSpace = field(default_factory=LabelSpace)
+    labels: dict[str, Arrays] = field(default_factory=dict)
+    elements: dict[str, list[Element]] = field(default_factory=dict)
+    producers: list[Producer] = field(default_factory=list)
+    carriers: list[Carrier] = field(default_factory=list)
+    consumers: list[Consumer] = field(default_factory=list)
+    flows: dict[str, Flow] = field(default_factory=dict)
+    counts: list[Count] = field(default_factory=list)
+    joins: list[Ids] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    uses: Counter[tuple[str, int]] = field(default_factory=Counter)  # of an element of a constant, where tracing ends
+
+    def refuse(self, labels: Sequence[Ids], refusal: Refusal) -> None:
+        """Freeze `labels` for one reason; no labels, no refusal."""
+        if labels:
+            self.refusals.append(refusal)
+            for ids in labels:
+                self.space.freeze(ids, len(self.refusals) - 1)

@@ -194,7 +194,7 @@ class Work:
         for cell in self.analysis.cells:
             if (amount := found[cell.name]).keep < cell.size:
                 scores[cell.name] = CRITERIA[settings.criterion](views, cell, statistics, carries_mean)
-                kept[cell.name] = choose(scores[cell.name], amount.keep)
+                kept[cell.name] = choose(cell, scores[cell.name], amount.keep)
         return repair(self.analysis, kept, scores)
 
     def _checked(

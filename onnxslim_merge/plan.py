@@ -51,11 +51,16 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Constant `tensor` keeps the indices `keep` along `axis`."""
+    """Constant `tensor` keeps the indices `keep` along `axis`.
+
+    by: or those of `rows`, one line for each index of this other axis, which has been cut before; all equally many.
+    """
 
     tensor: str
     axis: int
     keep: tuple[int, ...]
+    by: int | None = None
+    rows: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

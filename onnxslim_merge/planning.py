@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer
+from onnxslim_merge.channels.claims import Carrier, Consumer, Contraction, Count, Flow, Producer, Ragged
 from onnxslim_merge.channels.labels import Arrays, varying
 from onnxslim_merge.compensation import Solution
 from onnxslim_merge.errors import InternalError
@@ -65,10 +65,21 @@ class Planner:
             for axis, size in enumerate(self.analysis.constants[original].shape if arrays else ()):
                 if not (stays := self.stays(arrays, axis, size)).all():
                     yield Gather(name, axis, _indices(stays))
+            if (ragged := self.analysis.ragged.get(original)) is not None:
+                yield from self._ragged(name, ragged)
         for name, axes in self._edited.items():
             for axis, stays in sorted(axes.items()):
                 if not stays.all():
                     yield Gather(name, axis, _indices(stays))
+
+    def _ragged(self, name: str, ragged: Ragged) -> Iterator[Gather]:
+        """The indices along an axis that differ by index of another one, of which some have gone already."""
+        arrays = self.analysis.labels[ragged.tensor]
+        kept = self.mask[ragged.labels][self.stays(arrays, ragged.by, ragged.labels.shape[0])]
+        if not (kept.sum(1) == kept[0].sum()).all():
+            raise InternalError(f"the groups of {ragged.tensor} keep different numbers of channels: please report this")
+        if not kept.all():
+            yield Gather(name, ragged.axis, (), ragged.by, tuple(_indices(row) for row in kept))
 
     def numbers(self) -> Iterator[Number]:
         """The new value of every claimed count that changes."""
@@ -87,8 +98,9 @@ class Planner:
         return int(value[count.index or 0] if isinstance(value, list) else value or 0)
 
     def masks(self) -> Iterator[Mask]:
-        """Zeros for the twin, at every consumer that loses channels."""
-        for consumer in self.analysis.consumers:
+        """Zeros for the twin, at every consumer that loses channels, and in one operand of products without weights."""
+        readers: tuple[Consumer | Contraction, ...] = (*self.analysis.consumers, *self.analysis.contractions)
+        for consumer in readers:
             stays = self.mask[consumer.labels]
             if not stays.all():
                 rank = self.analysis.labels[consumer.x][0].ndim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ def rewrite(graph: gs.Graph, plan: SlimPlan, *, fold: bool = True) -> gs.Graph:
     constants = _constants(small)
     for gather in plan.gathers:
         tensor = _find(constants, gather.tensor)
-        tensor.values = np.take(tensor.values, gather.keep, axis=gather.axis)
+        if gather.by is None:
+            tensor.values = np.take(tensor.values, gather.keep, axis=gather.axis)
+        else:
+            tensor.values = _take_by_row(tensor.values, gather.axis, gather.by, gather.rows)
     nodes = {node.name: node for node in small.nodes}
     for number in plan.numbers:
         if number.node:
@@ -36,6 +40,13 @@ def rewrite(graph: gs.Graph, plan: SlimPlan, *, fold: bool = True) -> gs.Graph:
             _fold(small, nodes, item, plan)
     _forget_shapes(small)
     return small.cleanup()
+
+
+def _take_by_row(values: NDArray[Any], axis: int, by: int, rows: Sequence[Sequence[int]]) -> NDArray[Any]:
+    """Of `axis` the indices in rows[r] at each index r of axis `by`."""
+    lines = np.moveaxis(values, (by, axis), (0, 1))
+    where = np.array(rows).reshape(len(rows), -1, *[1] * (values.ndim - 2))
+    return np.moveaxis(np.take_along_axis(lines, where, 1), (0, 1), (by, axis))
 
 
 def edited(graph: gs.Graph, plan: SlimPlan) -> gs.Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.labels import varying
+from onnxslim_merge.channels.labels import Ids, varying
 from onnxslim_merge.errors import UsageError
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.views import Floats
@@ -58,7 +59,9 @@ def _amount(analysis: Analysis, settings: Settings, cell: Cell, names: list[str]
         if any(re.search(rule.pattern, n) for n in names):
             ratio, source = rule.ratio, f"--ratio-for {rule.pattern}={rule.ratio:g}"
     multiple = _multiple(analysis, settings, cell)
-    keep = kept_count(cell.size, ratio, settings.min_channels, multiple)
+    parts, size = (1, cell.size) if cell.rows is None else cell.rows.shape
+    least = -(-settings.min_channels // parts)
+    keep = parts * kept_count(size, ratio, least, multiple // math.gcd(multiple, parts))
     if keep == cell.size:
         return Amount(keep, "kept", f"nothing to remove: {source}", source)
     return Amount(keep, "slimmed", "", source)
@@ -87,27 +90,42 @@ def _multiple(analysis: Analysis, settings: Settings, cell: Cell) -> int:
     return 8 if np.dtype(weight.dtype).itemsize >= 4 else 16  # tensor cores of 2- and 1-byte types want 16
 
 
-def choose(scores: Floats, keep: int) -> NDArray[np.int64]:
-    """Indices of the `keep` largest scores, ascending; ties go to the lower index."""
-    return np.sort(np.argsort(-scores, kind="stable")[:keep])
+def choose(cell: Cell, scores: Floats, keep: int) -> NDArray[np.int64]:
+    """Indices of the `keep` largest scores, ascending, equally many of each part; ties go to the lower index."""
+    if cell.rows is None:
+        return np.sort(np.argsort(-scores, kind="stable")[:keep])
+    best = np.argsort(-scores[cell.rows], axis=1, kind="stable")[:, : keep // len(cell.rows)]
+    return np.sort(np.take_along_axis(cell.rows, best, 1).ravel())
 
 
 def repair(
     analysis: Analysis, kept: Mapping[str, NDArray[np.int64]], scores: Mapping[str, Floats]
 ) -> dict[str, NDArray[np.int64]]:
-    """Give back the best channel to every tensor axis that would lose all of its own (one part of a Split, say)."""
+    """Give back the best channels to whatever would lose all of its own (one part of a Split, say) or too many.
+
+    Too many have left a group of a grouped operator of which another keeps more.
+    """
     result = dict(kept)
     owner = {label: (cell, i) for cell in analysis.cells for i, label in enumerate(cell.labels.tolist())}
-    mask = keep_mask(analysis, result)
-    for arrays in analysis.labels.values():
-        for array in arrays:
-            if len(varying(array)) != 1 or mask[array].any():
-                continue
-            found = [owner[label] for label in dict.fromkeys(analysis.roots[array].ravel().tolist())]
-            cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]))
-            result[cell.name] = np.union1d(result[cell.name], [index])
-            mask = keep_mask(analysis, result)
-    return result
+
+    def give_back(labels: Ids) -> None:
+        gone = labels.ravel()[~mask[labels.ravel()]]
+        found = [owner[label] for label in dict.fromkeys(analysis.roots[gone].tolist())]
+        cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]))
+        result[cell.name] = np.union1d(result[cell.name], [index])
+
+    arrays = [a for arrays in analysis.labels.values() for a in arrays if len(varying(a)) == 1]
+    lines = [*arrays, *(row for balance in analysis.balances for row in balance.labels)]
+    while True:
+        mask = keep_mask(analysis, result)
+        short = [labels for labels in lines if not mask[labels].any()]
+        for balance in analysis.balances:
+            counts = mask[balance.labels].sum(1)
+            short += [row for row, count in zip(balance.labels, counts, strict=True) if count < counts.max()]
+        if not short:
+            return result
+        for labels in short:
+            give_back(labels)
 
 
 def keep_mask(analysis: Analysis, kept: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:

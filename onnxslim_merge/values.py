@@ -7,7 +7,7 @@ forward from the producers over the flows that the rules claimed.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ class Value:
 
     rows: blocks (n, d), one for each producer (and, behind a non-linear sum, each bias). private: why no f is common.
     barred (n,): channels for which it does not hold: a negative scale does not go through MaxPool.
+    family (n,): rows of channels of different families read different inputs, as those of a grouped Conv do.
     """
 
     rows: tuple[Floats, ...]
@@ -34,6 +35,7 @@ class Value:
     is_conv: bool = False
     private: str | None = None
     barred: NDArray[np.bool_] | None = None
+    family: NDArray[np.int64] | None = None
 
     @property
     def matrix(self) -> Floats:
@@ -47,7 +49,7 @@ def cell_values(views: Views, cell: Cell) -> dict[str, Value]:
     for index in cell.producers:
         producer = analysis.producers[index]
         rows = views.plain_rows(cell, index)
-        value = Value((rows.weight,), rows.bias, is_conv=rows.is_conv)
+        value = Value((rows.weight,), rows.bias, is_conv=rows.is_conv, family=families([rows.family]))
         found[producer.output] = value
         if producer.bias.output != producer.output:  # an Add holds the bias: `rows.bias` has it already
             found[producer.bias.output] = value
@@ -165,8 +167,18 @@ def _sum(flow: Flow, inputs: list[Value]) -> Value:
         return _private(inputs[0], f"{flow.node} adds branches with a scale or offset per channel behind a function")
     rows = tuple(block for v in inputs for block in v.rows)
     is_conv = any(v.is_conv for v in inputs)
+    family = families([v.family for v in inputs])
     degree = max([flow.degree, *(v.degree for v in inputs)])
     if degree == Degree.LINEAR:
-        return Value(rows, np.sum([v.bias for v in inputs], axis=0), is_conv=is_conv)
+        return Value(rows, np.sum([v.bias for v in inputs], axis=0), is_conv=is_conv, family=family)
     biases = tuple(v.bias[:, None] for v in inputs)
-    return Value(rows + biases, np.zeros_like(inputs[0].bias), degree, is_conv=is_conv)
+    return Value(rows + biases, np.zeros_like(inputs[0].bias), degree, is_conv=is_conv, family=family)
+
+
+def families(parts: Sequence[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
+    """One number (n,) for each combination of families."""
+    given = [part.reshape(part.shape[0], -1) for part in parts if part is not None]
+    if not given:
+        return None
+    numbers = np.unique(np.concatenate(given, axis=1), axis=0, return_inverse=True)[1]
+    return np.asarray(numbers, np.int64).ravel()

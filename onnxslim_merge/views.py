@@ -25,6 +25,7 @@ class Rows:
     """What one producer holds of a cell: weight (n, d), bias (n,), both as found; batchnorm: one follows at once.
 
     scale, offset (n,): the affine functions per channel that follow before anything else; folded = scale x + offset.
+    family (n, m): of a grouped producer, the groups that the rows belong to.
     """
 
     weight: Floats
@@ -33,6 +34,7 @@ class Rows:
     offset: Floats
     batchnorm: bool
     is_conv: bool
+    family: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,18 @@ class Views:
         """A node of the analysed graph."""
         return self._nodes[name]
 
+    def columns_of(self, consumer: Consumer) -> Floats:
+        """The weight of a consumer, without `gain`: (inputs, outputs, taps), or (inputs, outputs of a group, taps)."""
+        matrix = self.matrix(consumer.weight, consumer.axis, consumer.out_axis)
+        if matrix.shape[0] == consumer.labels.size:
+            return matrix
+        inputs, _, taps = matrix.shape  # of a grouped Conv: the inputs of one group, the outputs of all
+        split = matrix.reshape(inputs, consumer.groups, -1, taps)
+        return split.swapaxes(0, 1).reshape(consumer.labels.size, -1, taps)
+
     def outputs(self, consumer: Consumer) -> Floats:
-        """The effective weight of a consumer: (inputs, outputs, taps), `gain` included."""
-        return _times(consumer.gain, self.matrix(consumer.weight, consumer.axis, consumer.out_axis))
+        """`columns_of` with `gain`: the effective weight."""
+        return _times(consumer.gain, self.columns_of(consumer))
 
     def bias(self, slot: BiasSlot, size: int) -> Floats:
         """The effective bias that a slot holds now, (size,); zeros where there is none or it differs by position."""
@@ -120,7 +131,8 @@ class Views:
         weight = _times(producer.gain, self.matrix(producer.weight, producer.axis))
         bias = self.bias(producer.bias, weight.shape[0])[where[:, 0]]
         ones = np.ones(cell.size)
-        return Rows(gather_rows(weight, where), bias, ones, 0 * ones, False, producer.is_conv)
+        family = where // (weight.shape[0] // producer.groups) if producer.groups > 1 else None
+        return Rows(gather_rows(weight, where), bias, ones, 0 * ones, False, producer.is_conv, family)
 
     def _affine_chain(self, producer: Producer) -> Iterator[Flow]:
         """The affine functions that alone follow the producer's biased output."""
@@ -142,9 +154,13 @@ class Views:
         mine = [p for p in self.analysis.producers if p.node == consumer.node]
         scale: Floats | float = 1.0
         for flow in self._affine_chain(mine[0]) if mine else ():
-            size = self.analysis.constants[consumer.weight].shape[consumer.out_axis]
-            scale = scale * np.abs(channel_vector(flow, consumer.bias.axis, size)[0])
+            scale = scale * np.abs(channel_vector(flow, consumer.bias.axis, self.width(consumer))[0])
         return scale
+
+    def width(self, consumer: Consumer) -> int:
+        """How many outputs a consumer has."""
+        columns = self.analysis.constants[consumer.weight].shape[consumer.out_axis]
+        return int(columns) * (consumer.groups if consumer.axis == 0 and consumer.out_axis == 1 else 1)
 
     def holds(self, tensor: str, cell: Cell) -> bool:
         """Whether any channel of `cell` lies in `tensor`."""

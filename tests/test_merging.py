@@ -15,6 +15,7 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge.channels.analysis import analyse_channels
+from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Degree
 from onnxslim_merge.compensation import find_donors, solve
 from onnxslim_merge.criteria import CRITERIA
@@ -773,9 +774,19 @@ def test_impact_by_hand():
     assert (found**2).tolist() == pytest.approx([1 * 1 + 4 * 1, 9 * 2 + 16 * 4])
 
 
+def cell_of(size: int, rows: np.ndarray | None = None) -> Cell:
+    return Cell("c", np.arange(size), (0,), True, None, rows)
+
+
 def test_choose_keeps_the_largest_and_the_lower_index_of_equals():
-    assert choose(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
-    assert choose(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 4).tolist() == [1, 2, 3, 4]
+    assert choose(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
+    assert choose(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 4).tolist() == [1, 2, 3, 4]
+
+
+def test_choose_takes_equally_many_of_each_part():
+    scores = np.array([9.0, 8.0, 7.0, 1.0, 3.0, 2.0])
+    assert choose(cell_of(6, np.array([[0, 1, 2], [3, 4, 5]])), scores, 4).tolist() == [0, 1, 4, 5]
+    assert choose(cell_of(6, np.array([[0, 2, 4], [1, 3, 5]])), scores, 2).tolist() == [0, 1]
 
 
 # -- amounts ----------------------------------------------------------------------------------------------------------

@@ -17,15 +17,17 @@ FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
 def parse(text: str, *, opset: int = 17, seed: int = 0, ir: int = 8) -> onnx.ModelProto:
     """The model; initializers that are declared in `< >` without values get seeded ones.
 
-    Names that start with `var` get values in [0.5, 2], `pos` in [0.5, 1.5], others normal noise that keeps the size of
-    activations.
+    Names that start with `var` get values in [0.5, 2], `pos` in [0.5, 1.5], `tiny` a hundredth of that, others normal
+    noise that keeps the size of activations; integers are those of quantised weights.
     """
-    model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n{text}')
+    imports = f'"" : {opset}' + (', "com.microsoft" : 1' if "com.microsoft." in text else "")
+    model = onnx.parser.parse_model(f"<ir_version: {ir}, opset_import: [{imports}]>\n{text}")
     rng = np.random.default_rng(seed)
     for value in model.graph.value_info:
         kind = value.type.tensor_type.elem_type
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        values = _draw(rng, value.name, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+        values = _draw(rng, value.name, shape) if kind in FLOATS else _integers(rng, kind, shape)
+        values = values.astype(helper.tensor_dtype_to_np_dtype(kind))
         model.graph.initializer.append(numpy_helper.from_array(values, value.name))
     del model.graph.value_info[:]
     return model
@@ -36,8 +38,18 @@ def _draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarr
         return rng.uniform(0.5, 2, shape)
     if name.startswith("pos"):
         return rng.uniform(0.5, 1.5, shape)
+    if name.startswith("tiny"):
+        return rng.uniform(0.005, 0.015, shape)
     fan_in = max(int(np.prod(shape[1:])), 1) if len(shape) > 1 else 2
     return rng.standard_normal(shape) / np.sqrt(fan_in)
+
+
+def _integers(rng: np.random.Generator, kind: int, shape: Sequence[int]) -> np.ndarray:
+    """Quantised weights: over the whole range of the type, but not more than 8 bits of it."""
+    low, high = {TensorProto.UINT8: (0, 256), TensorProto.INT4: (-8, 8), TensorProto.UINT4: (0, 16)}.get(
+        kind, (-128, 128)
+    )
+    return rng.integers(low, high, shape)
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -113,24 +125,65 @@ def silenced(model: onnx.ModelProto, masks: Iterable[Mask], fed: Mapping[str, np
     nodes = {node.name or f"{node.op_type}_{node.output[0]}": node for node in copy.graph.node}
     for index, mask in enumerate(masks):
         node = nodes[mask.node]
-        slot, axis = weight_place(node, mask.slot)
-        values = np.array(constant_value(model, node.input[slot], fed))
         gone = np.delete(np.arange(mask.size), mask.keep)
+        place = weight_place(node, mask.slot)
+        if place is None or not is_constant(model, node.input[place[0]]):
+            _silence_input(copy, node, mask, index)
+            continue
+        slot, axis = place
+        values = np.array(constant_value(model, node.input[slot], fed))
+        if (group := next((a.i for a in node.attribute if a.name == "group"), 1)) > 1:
+            values = dense(values, group)
+            next(a for a in node.attribute if a.name == "group").i = 1
         np.moveaxis(values, axis, 0)[gone] = 0
         node.input[slot] = f"silenced.{index}"
         copy.graph.initializer.append(numpy_helper.from_array(values, node.input[slot]))
     return copy
 
 
-def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int]:
+def dense(values: np.ndarray, group: int) -> np.ndarray:
+    """The weight of the same Conv or ConvTranspose without groups: zeros between groups."""
+    first, second = values.shape[:2]
+    full = np.zeros((first, second * group, *values.shape[2:]), values.dtype)
+    for g in range(group):
+        rows = slice(g * first // group, (g + 1) * first // group)
+        full[rows, g * second : (g + 1) * second] = values[rows]
+    return full
+
+
+def _silence_input(copy: onnx.ModelProto, node: onnx.NodeProto, mask: Mask, index: int) -> None:
+    """Where no weight contracts the channels: zeros in the operand itself."""
+    line = np.zeros([mask.size if a == mask.axis else 1 for a in range(mask.rank)], np.float32)
+    np.moveaxis(line, mask.axis, 0)[list(mask.keep)] = 1
+    copy.graph.initializer.append(numpy_helper.from_array(line, f"silencer.{index}"))
+    names = [node.input[mask.slot], f"silencer.{index}"]
+    node.input[mask.slot] = f"silenced.{index}"
+    place = next(i for i, other in enumerate(copy.graph.node) if other is node or other == node)
+    copy.graph.node.insert(place, helper.make_node("Mul", names, [f"silenced.{index}"]))
+
+
+def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int] | None:
     """(slot, axis) of the weight that contracts input `x_slot`, straight from the operator's definition."""
     if node.op_type == "MatMul":
-        return 1 - x_slot, x_slot
+        return 1 - x_slot, -1 if x_slot else -2
+    if node.op_type not in ("Gemm", "FusedMatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"):
+        return None
     assert x_slot == 0
-    if node.op_type == "Gemm":
+    if node.op_type in ("Gemm", "FusedMatMul"):
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         return 1, int(transposed)
-    return 1, {"Conv": 1, "ConvTranspose": 0}[node.op_type]
+    return 1, {"Conv": 1, "ConvTranspose": 0, "LSTM": 2, "GRU": 2, "RNN": 2}[node.op_type]
+
+
+def is_constant(model: onnx.ModelProto, name: str) -> bool:
+    """Whether a tensor depends on no graph input."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    given = {value.name for value in model.graph.input} - set(weights(model))
+    seen, stack = set(), [name]
+    while stack:
+        seen.add(now := stack.pop())
+        stack += [n for n in makers[now].input if n and n not in seen] if now in makers else []
+    return not seen & given
 
 
 def constant_value(model: onnx.ModelProto, name: str, fed: Mapping[str, np.ndarray]) -> np.ndarray:

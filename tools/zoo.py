@@ -9,8 +9,10 @@ own, and BatchNorm statistics are those of a random batch, with 20% noise, so th
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ import torchvision  # noqa: E402
 
 EXPORTERS = ("script", "dynamo")
 SIZES = {"inception_v3": 299, "ssdlite320_mobilenet_v3_large": 320, "ssd300_vgg16": 300}
+AUXILIARY = ("googlenet", "inception_v3")  # have classifiers for training only, which no file holds
 NOISE = 0.2
 KINDS = {
     "classification": torchvision.models,
@@ -52,23 +55,25 @@ class Heads(torch.nn.Module):
     """What a detector computes before boxes are chosen: backbone and heads, as every deployment exports them."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Wrap a torchvision detector."""
+        """Take these two parts of a torchvision detector, and nothing that the outputs do not depend on."""
         super().__init__()
-        self.model = model
+        self.backbone = model.backbone
+        self.head = model.head if hasattr(model, "head") else model.rpn.head
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Raw outputs of the heads (one-stage), or of the region proposal network on every level (two-stage)."""
-        features = list(self.model.backbone(images).values())
-        if hasattr(self.model, "head"):
-            return [t for _, t in sorted(self.model.head(features).items())]
-        scores, boxes = self.model.rpn.head(features)
-        return [*scores, *boxes]
+        found = self.head(list(self.backbone(images).values()))
+        if isinstance(found, dict):
+            return [tensor for _, tensor in sorted(found.items())]
+        return [tensor for level in found for tensor in level]
 
 
 def build(name: str, seed: int = 0) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model in eval mode, and an example batch of two images."""
     torch.manual_seed(seed)
-    options = {} if kind_of(name) == "classification" else {"weights_backbone": None}
+    options: dict[str, object] = {} if kind_of(name) == "classification" else {"weights_backbone": None}
+    if name in AUXILIARY:
+        options |= {"aux_logits": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torchvision.models.get_model(name, weights=None, **options)
@@ -90,6 +95,8 @@ def randomise(model: torch.nn.Module, batch: torch.Tensor) -> None:
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith("layer_scale"):
                 parameter.uniform_(0.1, 0.5)
+            elif parameter.min() == parameter.max():  # ViT's head starts with zeros, which would hide everything
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
         for norm in norms:
             norm.train()
             norm.momentum = None  # averages over all batches, that is, takes this one
@@ -137,20 +144,27 @@ def main(folder: Path, /, *, models: str = "", one: Annotated[str, cyclopts.Para
     if one:
         name, exporter = one.split(":")
         path = path_of(folder, name, exporter)
-        seconds = export(name, exporter, path.with_name("partial.onnx") if exporter == "script" else path)
-        if exporter == "script":
-            path.with_name("partial.onnx").rename(path)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that a model is there whole or not at all
+            seconds = export(name, exporter, path_of(Path(scratch), name, exporter))
+            shutil.rmtree(path.parent, ignore_errors=True)
+            path_of(Path(scratch), name, exporter).parent.rename(path.parent)
         print(f"{name} {exporter}: {seconds:.1f} s", flush=True)
         return
     for name in wanted(models):
         for exporter in EXPORTERS:
             if not path_of(folder, name, exporter).exists():
-                done = subprocess.run(
-                    [sys.executable, __file__, str(folder), "--one", f"{name}:{exporter}"],
-                    capture_output=True, text=True, check=False,
-                )  # fmt: skip
-                said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no word"]
-                print(said[-1] if done.returncode == 0 else f"{name} {exporter}: FAILED {said[-1][:300]}", flush=True)
+                failure = export_apart(folder, name, exporter)
+                print(f"{name} {exporter}: {f'FAILED {failure}' if failure else 'exported'}", flush=True)
+
+
+def export_apart(folder: Path, name: str, exporter: str) -> str:
+    """Export in a process of its own; returns "" or the last line of what went wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, str(folder), "--one", f"{name}:{exporter}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels import rules  # noqa: F401 - fills the registry
 from onnxslim_merge.channels.cells import Cell, find_cells
-from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.claims import (
+    Balance,
+    Carrier,
+    Consumer,
+    Contraction,
+    Count,
+    Flow,
+    Producer,
+    Ragged,
+    Refusal,
+)
 from onnxslim_merge.channels.elements import LIMIT, constant_elements, refuse_shared, trace, use
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
 from onnxslim_merge.channels.registry import find_rule
@@ -36,6 +46,9 @@ class Analysis:
     producers: tuple[Producer, ...]
     carriers: tuple[Carrier, ...]
     consumers: tuple[Consumer, ...]
+    contractions: tuple[Contraction, ...]
+    balances: tuple[Balance, ...]
+    ragged: Mapping[str, Ragged]
     flows: Mapping[str, Flow]
     counts: tuple[Count, ...]
     labels: Mapping[str, Arrays]
@@ -56,7 +69,7 @@ class Analysis:
 
 def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
     """Walk `graph` at every probe; what differs between probes is frozen. The claims are those of the first."""
-    walks = [_walk(graph, probe) for probe in probes]
+    walks = [_settled(graph, probe) for probe in probes]
     first = walks[0]
     for other in walks[1:]:
         _freeze_differences(first, other)
@@ -67,6 +80,9 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
         producers=tuple(first.producers),
         carriers=tuple(first.carriers),
         consumers=tuple(first.consumers),
+        contractions=tuple(first.contractions),
+        balances=tuple(first.balances),
+        ragged=first.ragged,
         flows=first.flows,
         counts=tuple(first.counts),
         labels={name: [space.collapse(a) for a in arrays] for name, arrays in first.labels.items()},
@@ -79,7 +95,31 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
     )
 
 
-def _walk(graph: gs.Graph, probe: Probe) -> Walk:
+def _settled(graph: gs.Graph, probe: Probe) -> Walk:
+    """Walk until no tensor holds channels that vary along several axes: what is tied in one walk, the next starts with.
+
+    Rules decide by the axes along which channels vary, so they have to see the ties that later nodes ask for.
+    """
+    ties = np.empty(0, np.int64)
+    while True:
+        walk = _walk(graph, probe, ties)
+        if not any(len(varying(a)) > 1 for arrays in walk.labels.values() for a in arrays):
+            return walk
+        found = _ties(walk)
+        if np.array_equal(found, ties):
+            _tie_rectangles(walk)
+            found = _ties(walk)
+        if np.array_equal(found, ties):
+            return walk
+        ties = found
+
+
+def _ties(walk: Walk) -> Ids:
+    """The classes of the labels of constants, which are numbered alike in every walk."""
+    return walk.space.find(np.arange(walk.own, dtype=np.int64))
+
+
+def _walk(graph: gs.Graph, probe: Probe, ties: Ids) -> Walk:
     constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
     shapes = {**probe.shapes, **{name: tuple(t.shape) for name, t in constants.items()}}
     captured = frozenset(_captured(graph))
@@ -87,6 +127,8 @@ def _walk(graph: gs.Graph, probe: Probe) -> Walk:
     walk = Walk(shapes, dict(probe.values), constants, graph.opset, exposed)
     for name, tensor in constants.items():
         _label_constant(walk, name, tensor)
+    walk.own = walk.space.size
+    walk.space.unite(np.arange(ties.size, dtype=np.int64), ties)
     for node in graph.nodes:
         _visit(node, walk)
         for tensor in node.outputs:
@@ -100,7 +142,6 @@ def _walk(graph: gs.Graph, probe: Probe) -> Walk:
     refuse_shared(walk)
     for name in captured & constants.keys():
         walk.refuse(walk.labels.get(name, []), Refusal(name, None, name, "subgraph", "used inside a subgraph"))
-    _tie_rectangles(walk)
     return walk
 
 
@@ -154,25 +195,32 @@ def _captured(graph: gs.Graph) -> Iterator[str]:
 
 
 def _tie_rectangles(walk: Walk) -> None:
-    """Channels that vary along several axes of a tensor leave as whole slices of the longest of them."""
+    """Channels that vary along several axes of a tensor leave as whole slices of one of them.
+
+    Of a shuffle (channels cut into groups that change places with their members) the same members of every group;
+    elsewhere whole slices along the axis on which most of them differ (channels mixed with a batch repeat themselves).
+    """
     again = True
     while again:
         again = False
-        for arrays in walk.labels.values():
-            for array in [walk.space.collapse(a) for a in arrays]:
-                axes = varying(array)
-                if len(axes) > 1:
-                    kept = max(axes, key=lambda axis: array.shape[axis])
-                    corner = array
-                    for axis in axes:
-                        corner = corner if axis == kept else np.take(corner, [0], axis)
-                    walk.space.unite(array, corner)
-                    again = True
+        rectangles = [*walk.swapped, *((a, -1) for arrays in walk.labels.values() for a in arrays)]
+        for array, members in ((walk.space.collapse(a), axis) for a, axis in rectangles):
+            axes = varying(array)
+            if len(axes) > 1:
+                kept = members if members in axes else max(axes, key=lambda axis: _slices(walk.space.find(array), axis))
+                corner = array[tuple(slice(0, 1 if x in axes and x != kept else None) for x in range(array.ndim))]
+                walk.space.unite(array, corner)
+                again = True
+
+
+def _slices(array: Ids, axis: int) -> int:
+    """How many different slices there are along `axis`."""
+    return len(np.unique(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), axis=0))
 
 
 def _freeze_differences(first: Walk, other: Walk) -> None:
     """Freeze the classes that sit differently on a constant when sizes differ. Constants' labels are numbered alike."""
-    count = sum(sum(a.size for a in first.labels.get(name, [])) for name in first.constants)
+    count = first.own
     ids = np.arange(count, dtype=np.int64)
     a, b = first.space.find(ids), other.space.find(ids)
     frozen_elsewhere = other.space.frozen()[:count] >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ class Cell:
     """Channels that occur on exactly the same producers.
 
     labels: their classes (n,), in the order of the first producer's axis. producers: indices into the analysis.
+    rows: (r, m) positions in `labels`, if each of r parts has to keep equally many of its m, as in a grouped Conv.
     inner: one producer, and nowhere joined with another produced tensor. refusal: why it must stay whole, or None.
     """
 
@@ -24,6 +26,7 @@ class Cell:
     producers: tuple[int, ...]
     inner: bool
     refusal: Refusal | None
+    rows: Ids | None = None
 
     @property
     def size(self) -> int:
@@ -46,13 +49,30 @@ def find_cells(walk: Walk) -> tuple[Cell, ...]:
     for label, signature in makers.items():
         members.setdefault((tuple(signature), bool(frozen[label] >= 0)), []).append(label)
     cells: list[Cell] = []
+    balances = [walk.space.find(balance.labels) for balance in walk.balances]
     names: dict[str, int] = {}
     for (makers_of, stuck), labels in members.items():
         name = _unique(_name(walk.producers[makers_of[0]]), names)
         refusal = walk.refusals[frozen[labels[0]]] if stuck else None
         inner = len(makers_of) == 1 and not joined[labels].any()
-        cells.append(Cell(name, np.array(labels, np.int64), makers_of, inner, refusal))
+        ids = np.array(labels, np.int64)
+        cells.append(Cell(name, ids, makers_of, inner, refusal, _parts(ids, balances)))
     return tuple(cells)
+
+
+def _parts(labels: Ids, balances: Sequence[Ids]) -> Ids | None:
+    """The finest division of a cell into equal parts that a balance (groups, members) asks for.
+
+    Where divisions do not fit each other, `select.repair` gives back channels until all groups are equal.
+    """
+    best: Ids | None = None
+    for groups in balances:
+        found = [np.flatnonzero(np.isin(labels, row)) for row in groups]
+        found = [part for part in found if part.size]
+        fits = len({part.size for part in found}) == 1 and sum(part.size for part in found) == labels.size
+        if fits and (best is None or len(found) > len(best)):
+            best = np.array(found)
+    return best
 
 
 def _name(producer: Producer) -> str:

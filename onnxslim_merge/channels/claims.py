@@ -56,7 +56,7 @@ class BiasSlot:
 class Producer:
     """`axis` of constant `weight` (shape: any) makes the channels `labels` (n,) of tensor `output`.
 
-    A single channel has no label: then `labels` is empty.
+    A single channel has no label: then `labels` is empty. groups: each reads a part of the input of its own.
     """
 
     node: str
@@ -68,6 +68,7 @@ class Producer:
     output: str
     bias: BiasSlot
     gain: float = 1.0
+    groups: int = 1
 
     @property
     def is_conv(self) -> bool:
@@ -95,6 +96,7 @@ class Consumer:
     """`axis` of constant `weight` contracts the channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`.
 
     Outputs lie on `out_axis` of the weight; every other axis of it is a tap. The effective weight is `gain` times it.
+    groups: inputs and outputs fall into as many equal parts, and each part of the outputs reads its part of the inputs.
     A constant m on one channel shows at an inner output as tap_gain x gain x (sum of its taps) x m, on average.
     """
 
@@ -112,6 +114,41 @@ class Consumer:
     bias: BiasSlot
     gain: float = 1.0
     tap_gain: float = 1.0
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """The channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`, are summed over without a weight of ours.
+
+    A zero in one operand is as good as removal in all. averages: the sum is divided by how many there are.
+    """
+
+    node: str
+    x: str
+    x_slot: int
+    x_axis: int
+    labels: Ids
+    averages: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A grouped operator reads or makes the channels `labels` (groups, members): all groups keep equally many."""
+
+    node: str
+    op_type: str
+    labels: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Constant `tensor` holds channels `labels` (r, n) along `axis`, which differ by index r of its axis `by`."""
+
+    tensor: str
+    axis: int
+    by: int
+    labels: Ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxslim_merge.channels.claims import BiasSlot, Carrier, Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.claims import (
+    BiasSlot,
+    Carrier,
+    Consumer,
+    Contraction,
+    Count,
+    Flow,
+    Producer,
+    Refusal,
+)
 from onnxslim_merge.channels.labels import Arrays, Ids, along, blocks, lift, on_axis, rows, varying
 from onnxslim_merge.channels.walk import Element, Walk
 
@@ -167,16 +176,15 @@ class Scope:
         united = self.unite(parts, spots[0][1])
         return united[0] if united else None
 
-    def elementwise(self, slots: Sequence[int], without: int | None = None) -> Arrays:
+    def elementwise(self, slots: Sequence[int], without: Sequence[int] = ()) -> Arrays:
         """Broadcast the arrays of `slots` against each other, as the values do; returns those of the output.
 
-        without: leave out what varies along this axis.
+        without: leave out what varies along these axes of the output.
         """
         rank = len(self.out_shape())
         inputs = [(s, (1,) * (rank - len(self.shape(s))) + self.shape(s)) for s in slots]
         arrays = {s: [lift(a, rank) for a in self.labels(s)] for s in slots}
-        if without is not None:
-            arrays = {s: [a for a in found if a.shape[without] == 1] for s, found in arrays.items()}
+        arrays = {s: [a for a in found if not set(varying(a)) & set(without)] for s, found in arrays.items()}
         result: Arrays = []
         for block in blocks([a for group in arrays.values() for a in group]):
             parts = [
@@ -185,6 +193,16 @@ class Scope:
             ]
             result += self.unite(parts, min(block))
         return result
+
+    def keep_axis(self, slot: int, axis: int) -> None:
+        """Of input `slot`, only whole slices along `axis` may leave where an array varies along further axes too."""
+        found = [self.space.collapse(a) for a in self.labels(slot)]
+        for array in found:
+            others = [x for x in varying(array) if x != axis]
+            if array.shape[axis] > 1 and others:
+                corner = array[tuple(slice(0, 1) if x in others else slice(None) for x in range(array.ndim))]
+                self.space.unite(array, corner)
+        self.walk.labels[self.tensor(slot)] = [self.space.collapse(a) for a in found]
 
     def joins(self, slots: Sequence[int]) -> None:
         """Remember that activations with different channels meet here. To be said before they are united."""
@@ -205,12 +223,12 @@ class Scope:
                 return BiasSlot(user.name, other[0], axis, rank, str(user.outputs[0].name))
         return BiasSlot(self.name, slot, axis, rank, self.output(), gain, vector)
 
-    def produces(self, slot: int, axis: int, bias: BiasSlot, gain: float = 1.0) -> None:
+    def produces(self, slot: int, axis: int, bias: BiasSlot, gain: float = 1.0, groups: int = 1) -> None:
         """`axis` of constant input `slot` makes the channels of output 0."""
         ids = self.axis_labels(slot, axis)
         labels = np.empty(0, np.int64) if ids is None else ids
         self.walk.producers.append(
-            Producer(self.name, self.op, self.tensor(slot), slot, axis, labels, self.output(), bias, gain)
+            Producer(self.name, self.op, self.tensor(slot), slot, axis, labels, self.output(), bias, gain, groups)
         )
 
     def carries(self, slot: int, axis: int, bias: BiasSlot) -> None:
@@ -224,6 +242,7 @@ class Scope:
         bias: BiasSlot,
         gain: float = 1.0,
         tap_gain: float = 1.0,
+        groups: int = 1,
     ) -> None:
         """Input x = (slot, axis) is contracted with constant weight = (slot, axis, out_axis)."""
         ids = self.axis_labels(*x)
@@ -231,8 +250,19 @@ class Scope:
             slot, axis, out_axis = weight
             self.walk.consumers.append(
                 Consumer(self.name, self.op, self.tensor(x[0]), x[0], x[1], self.tensor(slot), slot, axis, out_axis,
-                         ids, self.output(), bias, gain, tap_gain)
+                         ids, self.output(), bias, gain, tap_gain, groups)
             )  # fmt: skip
+
+    def contracts(self, x: tuple[int, int], y: tuple[int, int] | None = None, averages: bool = False) -> None:
+        """Input x = (slot, axis) is summed over, without weights, against input y = (slot, axis) if that is given."""
+        ids = self.axis_labels(*x)
+        if y is not None:
+            other = self.axis_labels(*y)
+            parts = [(s, [] if v is None else [v], self.shape(s)[a] > 1) for (s, a), v in ((x, ids), (y, other))]
+            united = self.unite(parts, x[1])
+            ids = united[0] if united else None
+        if ids is not None:
+            self.walk.contractions.append(Contraction(self.name, self.tensor(x[0]), x[0], x[1], ids, averages))
 
     def counts_attribute(self, name: str, arrays: Arrays, axis: int, index: int | None = None) -> None:
         """Attribute `name` (or element `index` of it) holds how many indices of `arrays` there are along `axis`."""

@@ -10,7 +10,17 @@ from typing import Any
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxslim_merge.channels.claims import Carrier, Consumer, Count, Flow, Producer, Refusal
+from onnxslim_merge.channels.claims import (
+    Balance,
+    Carrier,
+    Consumer,
+    Contraction,
+    Count,
+    Flow,
+    Producer,
+    Ragged,
+    Refusal,
+)
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace
 
 # Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), or unknown.
@@ -27,11 +37,16 @@ class Walk:
     opset: int
     exposed: frozenset[str] = frozenset()  # graph outputs, and tensors that a subgraph uses
     space: LabelSpace = field(default_factory=LabelSpace)
+    own: int = 0  # labels below it are those of constants
     labels: dict[str, Arrays] = field(default_factory=dict)
     elements: dict[str, list[Element]] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
     carriers: list[Carrier] = field(default_factory=list)
     consumers: list[Consumer] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    balances: list[Balance] = field(default_factory=list)
+    ragged: dict[str, Ragged] = field(default_factory=dict)
+    swapped: list[tuple[Ids, int]] = field(default_factory=list)  # rectangles of a shuffle, and the axis of the members
     flows: dict[str, Flow] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
     joins: list[Ids] = field(default_factory=list)

@@ -88,6 +88,8 @@ def _accept(
     """The cheapest candidate if its likeness reaches the threshold, with the affine tail of both applied."""
     if value.barred is not None:
         cost = np.where(value.barred[kept] | value.barred[removed][:, None], np.inf, cost)
+    if value.family is not None:
+        cost = np.where(value.family[kept] == value.family[removed][:, None], cost, np.inf)
     if value.scale is not None:  # a donor whose tail is 0 cannot be scaled back
         cost = np.where(value.scale[kept] == 0, np.inf, cost)
     best = np.where(np.isfinite(likeness), cost, np.inf).argmin(1)

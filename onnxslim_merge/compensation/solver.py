@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.compensation.donors import Donors, find_donors
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Statistics
-from onnxslim_merge.values import Value, cell_values
+from onnxslim_merge.values import Value, cell_values, families
 from onnxslim_merge.views import Columns, Floats, Views
 
 
@@ -63,9 +63,10 @@ class Solver:
         Returns how many removed channels found a donor, and why the others cannot have one.
         """
         consumer = self.views.analysis.consumers[columns.consumer]
-        original = self.views.matrix(consumer.weight, consumer.axis, consumer.out_axis)
+        original = self.views.columns_of(consumer)
         removed = np.setdiff1d(np.arange(cell.size), kept)
-        donors, why = _donors(columns, values.get(consumer.x), kept, removed, self.settings)
+        group = columns.positions // (consumer.labels.size // consumer.groups)
+        donors, why = _donors(columns, _within(group, values.get(consumer.x)), kept, removed, self.settings)
         source = columns.positions[removed]
         taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
         if (source < 0).any():
@@ -78,8 +79,10 @@ class Solver:
             mean = self.statistics.at(cell, columns).mean
             shift = mean[removed] - np.where(found, donors.scale, 0.0)[:, None] * mean[donors.donor]
         if shift.any():
-            summed = taken.sum(-1).reshape(shift.size, -1)
-            gain = (shift.ravel() @ summed) * consumer.gain * consumer.tap_gain
+            summed = shift.reshape(-1, 1) * taken.sum(-1).reshape(shift.size, -1)
+            gain = np.zeros((consumer.groups, summed.shape[1]))
+            np.add.at(gain, group[removed].ravel().clip(min=0), summed)
+            gain = gain.ravel() * consumer.gain * consumer.tap_gain
             self.solution.biases[columns.consumer] = self.solution.biases.get(columns.consumer, 0.0) + gain
         self._close(columns.consumer)
         return int(found.sum()), why
@@ -93,8 +96,17 @@ class Solver:
         weight = np.array(self.views.analysis.constants[consumer.weight].values)
         inputs_first = np.moveaxis(weight, (consumer.axis, consumer.out_axis), (0, 1))
         for place, rows in self._rows.pop(index):
-            inputs_first[place] = rows.reshape(place.size, *inputs_first.shape[1:])
+            group, i = np.divmod(place, inputs_first.shape[0])
+            of_group = np.arange(rows.shape[1]) + group[:, None] * rows.shape[1]
+            inputs_first[i[:, None], of_group] = rows.reshape(*rows.shape[:2], *inputs_first.shape[2:])
         self.solution.weights[index] = weight
+
+
+def _within(group: NDArray[np.int64], value: Value | None) -> Value | None:
+    """Only channels of the same groups (n, m) of a consumer can stand in for each other."""
+    if value is None or not group.any():
+        return value
+    return replace(value, family=families([group, value.family]))
 
 
 def _merged(

@@ -30,6 +30,7 @@ def _energy(views: Views, columns: Columns) -> Floats:
     """Squared norm of the column at each position, (n, m)."""
     reader = views.analysis.consumers[columns.consumer]
     weight = views.outputs(reader)
-    scale = np.broadcast_to(views.output_scale(reader), weight.shape[1])
-    squares: Floats = np.einsum("iot,iot->io", weight, weight) @ scale**2
+    squares = np.einsum("iot,iot->io", weight, weight)
+    scale = np.broadcast_to(views.output_scale(reader), views.width(reader)).reshape(reader.groups, -1)
+    squares = np.einsum("gio,go->gi", squares.reshape(reader.groups, -1, weight.shape[1]), scale**2).ravel()
     return np.where(columns.positions >= 0, squares[columns.positions.clip(min=0)], 0.0)

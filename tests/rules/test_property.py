@@ -97,7 +97,9 @@ def check_oracle(case: Case, model: onnx.ModelProto, plan: SlimPlan, small: onnx
     for sizes in case.sizes:
         fed = feeds(model, sizes, seed)
         silent = silenced(model, plan.masks, fed)
-        assert distance(run(silent, fed, optimize=False), run(small, fed)) <= TOLERANCE
+        # fused with a product, DequantizeLinear makes ONNX Runtime round activations too
+        plain = "uantizeLinear" in case.text
+        assert distance(run(silent, fed, optimize=False), run(small, fed, optimize=not plain)) <= TOLERANCE
 
 
 def check_refusals(case: Case, refusals) -> None:

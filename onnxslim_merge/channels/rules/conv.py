@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxslim_merge.channels.claims import Balance, Ragged
 from onnxslim_merge.channels.labels import along
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
@@ -11,7 +12,7 @@ from onnxslim_merge.channels.scope import Scope
 
 @rule("Conv")
 def conv(c: Scope) -> None:
-    """`n i *, o i *, o -> n o *`; depthwise: `n c *, c . *, c -> n c *`, a carrier. Other groups freeze."""
+    """`n i *, o i *, o -> n o *`; depthwise: `n c *, c . *, c -> n c *`, a carrier; other groups keep equally many."""
     if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
         return c.freeze_all("the weight or the bias is not a constant")
     group = c.attr("group", 1)
@@ -20,10 +21,34 @@ def conv(c: Scope) -> None:
         c.axes("n i *, o i *, o -> n o *")
         c.produces(1, 0, bias)
         return c.consumes((0, 1), (1, 1, 0), bias)
-    c.carries(1, 0, c.bias(2, 1, vector=True))
     if c.shape(1)[1] == 1 and c.shape(0)[1] == group:
+        c.carries(1, 0, c.bias(2, 1, vector=True))
         return _depthwise(c)
-    return c.freeze_all(f"grouped Conv ({group} groups)")
+    return _grouped(c, group)
+
+
+def _grouped(c: Scope, group: int) -> None:
+    """Row o of the weight has labels of its own along axis 1: those of the inputs that its group reads."""
+    weight = c.tensor(1)
+    if len(c.node.inputs[1].outputs) != 1:
+        return c.freeze_all("the weight of a grouped Conv is shared")
+    inputs, outputs = c.axis_labels(0, 1), c.axis_labels(1, 0)
+    if c.has(2) and outputs is not None and (bias := c.axis_labels(2, 0)) is not None:
+        c.space.unite(outputs, bias)
+    for slot in (0, 1):
+        for axis in (a for a in range(len(c.shape(slot))) if a > 1 or (a == 0 and slot == 0)):
+            c.freeze_axis(slot, axis, "Conv mixes this axis")
+    c.walk.labels[weight] = [] if outputs is None else [along(outputs, 0, len(c.shape(1)))]
+    c.give([] if outputs is None else [along(outputs, 1, len(c.out_shape()))])
+    bias_slot = c.bias(2, 1, vector=True)
+    c.produces(1, 0, bias_slot, groups=group)
+    for ids in (v for v in (inputs, outputs) if v is not None):
+        c.walk.balances.append(Balance(c.name, c.op, ids.reshape(group, -1)))
+    if inputs is not None:
+        each = np.repeat(inputs.reshape(group, -1), c.shape(1)[0] // group, 0)
+        c.walk.ragged[weight] = Ragged(weight, 1, 0, each)
+        c.consumes((0, 1), (1, 1, 0), bias_slot, groups=group)
+    return None
 
 
 def _depthwise(c: Scope) -> None:
@@ -46,12 +71,39 @@ def _depthwise(c: Scope) -> None:
 
 @rule("ConvTranspose")
 def conv_transpose(c: Scope) -> None:
-    """`n i *, i o *, o -> n o *`; a stride spreads the taps over the outputs. Groups freeze."""
+    """`n i *, i o *, o -> n o *`; a stride spreads the taps. Depthwise as in Conv; other groups keep their outputs."""
     if not c.is_constant(1) or (c.has(2) and not c.is_constant(2)):
         return c.freeze_all("the weight or the bias is not a constant")
-    if c.attr("group", 1) != 1:
-        return c.freeze_all(f"grouped ConvTranspose ({c.attr('group')} groups)")
-    bias = c.bias(2, 1, vector=True)
+    group, bias = c.attr("group", 1), c.bias(2, 1, vector=True)
+    if group > 1 and c.shape(1)[1] == 1 and c.shape(0)[1] == group:
+        c.carries(1, 0, bias)
+        return _depthwise(c)
+    if group > 1:
+        return _grouped_transpose(c, group)
     c.axes("n i *, i o *, o -> n o *")
     c.produces(1, 1, bias)
-    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=1 / float(np.prod(c.attr("strides", [1]))))
+    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c))
+
+
+def _share_of_taps(c: Scope) -> float:
+    """What share of the taps an output position of a ConvTranspose meets, on average."""
+    return 1 / float(np.prod(c.attr("strides", [1])))
+
+
+def _grouped_transpose(c: Scope, group: int) -> None:
+    reason = f"output of a grouped ConvTranspose ({group} groups)"
+    c.freeze_axis(0, 0, reason)
+    for axis in range(2, len(c.shape(0))):
+        c.freeze_axis(0, axis, "ConvTranspose mixes this axis")
+    for axis in range(1, len(c.shape(1))):
+        c.freeze_axis(1, axis, reason)
+    if c.has(2):
+        c.freeze_axis(2, 0, reason)
+    inputs, rows = c.axis_labels(0, 1), c.axis_labels(1, 0)
+    c.give([])
+    if inputs is None or rows is None:
+        return c.freeze_all("grouped ConvTranspose on an axis without channels")
+    c.space.unite(inputs, rows)
+    c.walk.balances.append(Balance(c.name, c.op, inputs.reshape(group, -1)))
+    bias = c.bias(2, 1, vector=True)
+    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c), groups=group)

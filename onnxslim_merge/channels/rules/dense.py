@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxslim_merge.channels.labels import along
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
 
@@ -27,7 +28,10 @@ def gemm(c: Scope) -> None:
 
 @rule("MatMul")
 def matmul(c: Scope) -> None:
-    """`... k, k n -> ... n` with a constant matrix on the right, or `m k` on the left of `k n`."""
+    """`... k, k n -> ... n` with a constant matrix on the right, or `m k` on the left of `k n`.
+
+    Of two activations (attention): `b m k, b k n -> b m n`, and only whole slices along b (heads) leave.
+    """
     rank = len(c.out_shape())
     depth = len(c.shape(1))
     if c.is_constant(1) and 2 <= depth <= len(c.shape(0)) and set(c.shape(1)[:-2]) <= {1} and not c.is_constant(0):
@@ -41,4 +45,23 @@ def matmul(c: Scope) -> None:
         c.axes("m k, k n -> m n")
         c.produces(0, 0, bias)
         return c.consumes((1, 0), (0, 1, 0), bias)
-    return c.freeze_all("a product of two activations, or of a constant that is no matrix")
+    if rank < 2 or min(len(c.shape(0)), depth) < 2:
+        return c.freeze_all("a product with a vector")
+    return _batched(c)
+
+
+def _batched(c: Scope) -> None:
+    """Batch axes broadcast and unite; the contracted axis unites, and a zero in one operand removes it."""
+    rank, left, right = len(c.out_shape()), len(c.shape(0)), len(c.shape(1))
+    for slot in (0, 1):
+        depth = len(c.shape(slot))
+        for axis in range(depth - 2):
+            c.keep_axis(slot, axis)
+    c.joins([0, 1])
+    given = c.elementwise([0, 1], without=(rank - 2, rank - 1))
+    c.contracts((0, left - 1), (1, right - 2))
+    for slot, axis, to in ((0, left - 2, rank - 2), (1, right - 1, rank - 1)):
+        ids = c.axis_labels(slot, axis)
+        given += [] if ids is None else [along(ids, to, rank)]
+    c.give(given)
+    c.flow("private", [0, 1])

@@ -19,7 +19,7 @@ def concat(c: Scope) -> None:
     joined = [_vector(c, s, axis) for s in slots]
     for array in [a for s in slots for a in c.labels(s) if a.shape[axis] > 1 and len(varying(a)) > 1]:
         c.refuse([array], None, axis, "a rectangle of channels is joined")
-    others = c.elementwise(slots, without=axis)
+    others = c.elementwise(slots, without=[axis])
     labelled = [ids for ids in joined if ids is not None]
     if not labelled:
         return c.give(others)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxslim_merge.channels.labels import on_axis, reshape
+from onnxslim_merge.channels.labels import on_axis, reshape, varying
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
 
@@ -13,6 +13,10 @@ from onnxslim_merge.channels.scope import Scope
 def transpose(c: Scope) -> None:
     """Axes change place."""
     perm = c.attr("perm", list(range(len(c.shape(0))))[::-1])
+    for array in c.labels(0):
+        axes = varying(array)
+        if len(axes) == 2 and perm.index(axes[0]) > perm.index(axes[1]):  # a channel shuffle
+            c.walk.swapped.append((array, axes[1]))
     c.give([a.transpose(perm) for a in c.labels(0)])
     c.flow("move", [0])
 

@@ -12,13 +12,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxslim_merge.channels.claims import Refusal
+from onnxslim_merge.channels.counting import leaves
 from onnxslim_merge.channels.labels import on_axis
 from onnxslim_merge.channels.scope import Scope
 from onnxslim_merge.channels.walk import Element, Walk
 
 LIMIT = 1024
 # Inputs at which a rule itself judges the numbers that it reads.
-JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}}
+JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}, "Expand": {1}, "Resize": {3}}
 
 
 def constant_elements(name: str, size: int) -> list[Element]:
@@ -65,11 +66,43 @@ def _slice(c: Scope) -> list[Element] | None:
     return _take(c, list(range(*slice(start, end, step).indices(c.shape(0)[0]))))
 
 
+def _arithmetic(c: Scope) -> list[Element] | None:
+    """Products and quotients, element by element."""
+    kind = "product" if c.op == "Mul" else "quotient"
+    parts = [c.walk.elements.get(c.tensor(s)) for s in (0, 1)]
+    if parts[0] is None or parts[1] is None or not all(parts):
+        return None
+    size = max(len(parts[0]), len(parts[1]))
+    a, b = (part * size if len(part) == 1 else part for part in parts if part is not None)
+    return [None if x is None or y is None else (kind, x, y) for x, y in zip(a, b, strict=True)]
+
+
+def _where(c: Scope) -> list[Element] | None:
+    """Picked by a condition as it was at the probe: exporters ask whether a number is -1, which no cut changes."""
+    condition = c.walk.values.get(c.tensor(0))
+    parts = [c.walk.elements.get(c.tensor(s)) for s in (1, 2)]
+    if condition is None or any(part is None or len(part) != condition.size for part in parts):
+        return None
+    made = c.node.inputs[0].inputs
+    if not (made and made[0].op == "Equal" and _asks_for_minus_one(Scope(made[0], c.walk))):
+        return None
+    yes, no = (part for part in parts if part is not None)
+    return [a if k else b for k, a, b in zip(condition.ravel().tolist(), yes, no, strict=True)]
+
+
+def _asks_for_minus_one(c: Scope) -> bool:
+    """Equal of numbers with negative constants."""
+    constant = [s for s in (0, 1) if c.is_constant(s)]
+    return c.op == "Equal" and len(constant) == 1 and bool((c.constant(constant[0]) < 0).all())
+
+
 TRACED: dict[str, Callable[[Scope], list[Element] | None]] = {
     "Shape": _shape,
     "Gather": _gather,
     "Concat": _concat,
     "Slice": _slice,
+    "Where": _where,
+    **dict.fromkeys(("Mul", "Div"), _arithmetic),
     **dict.fromkeys(("Unsqueeze", "Squeeze", "Cast", "Identity", "Reshape"), _same),
 }
 
@@ -79,18 +112,20 @@ def trace(node: gs.Node, walk: Walk) -> None:
     c = Scope(node, walk)
     function = TRACED.get(node.op)
     integer = bool(node.outputs) and node.outputs[0].dtype is not None and _integer(node, walk)
-    if function is not None and (node.op == "Shape" or (integer and c.tensor(0) in _traced_inputs(c))):
+    if function is not None and (node.op == "Shape" or (integer and _traced_inputs(c))):
         found = function(c)
         if found is not None:
             walk.elements[c.output()] = found
             return
+    if _asks_for_minus_one(c):
+        return
     for slot in (s for s in range(len(node.inputs)) if c.has(s)):
         use(c.tensor(slot), c.name, c.op, "is computed with", walk, judged=slot in JUDGED.get(node.op, ()))
 
 
 def use(tensor: str, node: str, op_type: str, what: str, walk: Walk, *, judged: bool = False) -> None:
     """Where tracing ends: numbers of channels freeze, unless the rule judges them; constants are used once more."""
-    for element in walk.elements.get(tensor, ()):
+    for element in (leaf for whole in walk.elements.get(tensor, ()) for leaf in leaves(whole)):
         if element is not None and element[0] == "const":
             walk.uses[element[1:]] += 1
         elif element is not None and not judged:
@@ -99,9 +134,15 @@ def use(tensor: str, node: str, op_type: str, what: str, walk: Walk, *, judged: 
 
 
 def refuse_shared(walk: Walk) -> None:
-    """A number that counts channels in one place, and is used in another, cannot be rewritten."""
+    """A number that counts channels in one place, and something else in another, cannot be rewritten."""
+    claims: dict[tuple[str, int], list[tuple[bytes, ...]]] = {}
     for count in walk.counts:
-        if not count.node and walk.uses[count.name, count.index or 0] > 1:
+        if not count.node:
+            key = tuple(walk.space.find(array).tobytes() for array in count.labels)
+            claims.setdefault((count.name, count.index or 0), []).append(key)
+    for count in walk.counts:
+        found = claims.get((count.name, count.index or 0), []) if not count.node else []
+        if found and (walk.uses[count.name, count.index or 0] > len(found) or len(set(found)) > 1):
             reason = "the number that counts them is also used elsewhere"
             walk.refuse(list(count.labels), Refusal(count.name, 0, count.name, "constant", reason))
 

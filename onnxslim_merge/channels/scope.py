@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxslim_merge.channels import counting
 from onnxslim_merge.channels.claims import (
     BiasSlot,
     Carrier,
@@ -274,10 +275,8 @@ class Scope:
         return elements[index] if elements is not None and index < len(elements) else None
 
     def counted(self, element: Element) -> Arrays:
-        """The label arrays whose number an element holds because it was read from their tensor's shape."""
-        if element is None or element[0] != "dim":
-            return []
-        return on_axis(self.walk.labels.get(element[1], []), element[2])
+        """The arrays whose number an element was computed from."""
+        return counting.read(self.walk, element)
 
     def read(self, slot: int, index: int) -> Arrays:
         """`counted` for element `index` of integer input `slot`, which may be absent."""
@@ -288,15 +287,7 @@ class Scope:
 
         A number that the graph derives from the shape of the same channels follows by itself. False: neither holds.
         """
-        element = self.element(slot, index)
-        if element is None:
-            return False
-        if element[0] == "dim":
-            mine, there = rows(arrays, axis), rows(self.counted(element), element[2])
-            same = len(mine) == len(there) == 1 and mine[0].shape == there[0].shape
-            return same and bool((self.space.find(mine[0]) == self.space.find(there[0])).all())
-        self.walk.counts.append(Count("", element[1], element[2], rows(arrays, axis)))
-        return True
+        return counting.judge(self.walk, self.element(slot, index), arrays, axis)
 
 
 def _letters(term: list[str], rank: int) -> list[str]:

@@ -23,8 +23,9 @@ from onnxslim_merge.channels.claims import (
 )
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace
 
-# Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), or unknown.
-Element = tuple[str, str, int] | None
+# Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), a result
+# ("product" or "quotient", element, element), or unknown.
+Element = tuple[Any, ...] | None
 
 
 @dataclass(slots=True)

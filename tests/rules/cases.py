@@ -1089,12 +1089,66 @@ case(
 case(
     "shape_leaks_into_integer_arithmetic",
     dynamic(
+        "s = Shape (t) k = Gather (s, i1) h = Sub (k, five) q = Concat <axis = 0> (n, two, h, w8, w8) "
+        "r = Reshape (t, q) z = Reshape (r, q2) u = Relu (z)",
+        "int64[1] two = {2}, int64[1] five = {5}, int64[4] q2 = {0, 10, 8, 8}",
+    ),
+    "",
+    "its number of channels is computed with",
+)
+case(
+    "shape_divided_into_groups",
+    dynamic(
         "s = Shape (t) k = Gather (s, i1) h = Div (k, two) q = Concat <axis = 0> (n, two, h, w8, w8) "
         "r = Reshape (t, q) z = Reshape (r, q2) u = Relu (z)",
         "int64[1] two = {2}, int64[4] q2 = {0, 10, 8, 8}",
     ),
-    "",
-    "its number of channels is computed with",
+)
+case(
+    "shape_divided_into_heads",  # the number of heads divides, and the width of a head stays
+    dynamic(
+        "s = Shape (t) k = Gather (s, i1) h = Div (k, five) q = Concat <axis = 0> (n, minus, h, w8, w8) "
+        "r = Reshape (t, q) o = Softmax <axis = 2> (r) z = Reshape (o, q2) u = Relu (z)",
+        "int64[1] minus = {-1}, int64[1] five = {5}, int64[4] q2 = {0, 10, 8, 8}",
+    ),
+)
+case(
+    "shape_of_channels_times_positions",
+    """g (float[N, 3, 4, 8] x) => (float[N, 4] y)
+    <float[10, 3, 3, 3] w, float[10] b, float[320, 4] v, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2},
+     int64[1] i3 = {3}>
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+      s = Shape (a)
+      n = Gather (s, i0) k = Gather (s, i1) h = Gather (s, i2) l = Gather (s, i3)
+      kh = Mul (k, h)
+      khl = Mul (kh, l)
+      q = Concat <axis = 0> (n, khl)
+      f = Reshape (a, q)
+      y = Gemm (f, v) }""",
+)
+case(
+    "shape_batch_times_heads",  # as PyTorch's MultiheadAttention is exported: batch and heads on one axis
+    """g (float[5, N, 12] x) => (float[5, N, 7] y)
+    <float[12, 24] w, float[24] b, float[12, 24] w2, float[12, 24] w3, float[24, 7] v, int64[1] i1 = {1},
+     int64[1] heads = {4}, int64[1] heads2 = {4}, int64[1] five = {5}, int64[1] width = {6}, int64[1] all = {24}>
+    { q0 = MatMul (x, w) q1 = Add (q0, b) k0 = MatMul (x, w2) v0 = MatMul (x, w3)
+      s = Shape (x) n = Gather (s, i1)
+      nh = Mul (n, heads)
+      t1 = Concat <axis = 0> (five, nh, width)
+      t2 = Concat <axis = 0> (n, heads2, five, width)
+      t3 = Concat <axis = 0> (five, n, all)
+      q2 = Reshape (q1, t1) q3 = Transpose <perm = [1, 0, 2]> (q2) q4 = Reshape (q3, t2)
+      k2 = Reshape (k0, t1) k3 = Transpose <perm = [1, 2, 0]> (k2)
+      v2 = Reshape (v0, t1) v3 = Transpose <perm = [1, 0, 2]> (v2) v4 = Reshape (v3, t2)
+      q5 = Reshape (q4, t4)
+      p0 = MatMul (q5, k3)
+      p1 = Softmax <axis = -1> (p0)
+      p2 = Reshape (p1, t5)
+      o0 = MatMul (p2, v4)
+      o1 = Transpose <perm = [2, 0, 1, 3]> (o0)
+      o2 = Reshape (o1, t3)
+      y = MatMul (o2, v) }""".replace("int64[1] all", "int64[3] t4 = {-1, 5, 6}, int64[4] t5 = {-1, 4, 5, 5}, int64[1] all"),
+    "q0 k0 v0",
 )
 case(
     "shape_is_an_output",

@@ -41,11 +41,11 @@ def reshape_rule(c: Scope) -> None:
     if target is None:
         return c.refuse(c.labels(0), 0, None, "the target shape of Reshape is not known")
     for axis, number in enumerate(target):
-        mine, read = on_axis(arrays, axis), c.counted(c.element(1, axis))
+        mine, read = on_axis(arrays, axis), c.read(1, axis)
         if not mine and not read:
             continue
         follows = number == -1 or (number == 0 and not c.attr("allowzero", 0) and _same_axis(c, axis))
-        if not (follows and not read) and not (mine and c.counts_element(1, axis, mine, axis)):
+        if not (follows and not read) and not c.counts_element(1, axis, mine, axis):
             c.refuse(mine + read, 0, axis, "the target shape of Reshape cannot be rewritten")
     return None
 

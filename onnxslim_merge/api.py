@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def make_settings(**options: Any) -> Settings:
     rules = options.get("ratio_for") or ()
     rules = [rules] if isinstance(rules, str | RatioRule) else rules
     options["ratio_for"] = tuple(r if isinstance(r, RatioRule) else RatioRule.parse(r) for r in rules)
-    for name in ("exclude", "providers"):
+    for name in ("exclude", "providers", "allow_inexact"):
         value = options.get(name) or ()
         options[name] = (value,) if isinstance(value, str) else tuple(value)
     shapes = options.get("input_shapes") or {}
@@ -92,11 +92,14 @@ def make_settings(**options: Any) -> Settings:
     return Settings(**options)
 
 
-def analyse(model: Model, *, input_shapes: dict[str, tuple[int, ...]] | None = None) -> Analysis:
-    """The channels of a model: cells, producers, consumers and refusals."""
+def analyse(
+    model: Model, *, input_shapes: dict[str, tuple[int, ...]] | None = None, allow_inexact: Sequence[str] = ()
+) -> Analysis:
+    """The channels of a model: cells, producers, consumers and refusals. Options as in `Settings`."""
+    allowed = make_settings(allow_inexact=allow_inexact).allow_inexact
     source = load(model)
     graph = prepare(source)
-    return analyse_channels(graph, probe_shapes(graph, source, input_shapes or {}))
+    return analyse_channels(graph, probe_shapes(graph, source, input_shapes or {}), allowed)
 
 
 def apply(model: Model, plan: SlimPlan | str | Path) -> onnx.ModelProto:

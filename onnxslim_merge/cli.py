@@ -20,7 +20,7 @@ from onnxslim_merge.api import slim
 from onnxslim_merge.errors import OutputError, SlimError, UsageError
 from onnxslim_merge.provenance import version
 from onnxslim_merge.report import Report, progress, render
-from onnxslim_merge.settings import Compensation, Criterion, Scope, Settings
+from onnxslim_merge.settings import Compensation, Criterion, Inexact, Scope, Settings
 
 NAME = "onnxslim-merge"
 INTERNAL, INTERRUPTED = 8, 130  # the other exit codes stand at the classes in errors.py
@@ -100,6 +100,10 @@ class SettingsOptions:
         float | None,
         Parameter(group=_METHOD, help=f"Weight of the cosine when convolutions are merged. (default {_DEFAULT.lam})"),
     ] = None
+    allow_inexact: Annotated[
+        tuple[Inexact, ...],
+        Parameter(group=_METHOD, help="Cut channels that LayerNormalization averages over, though that is not exact."),
+    ] = ()
     keep_batchnorm: Annotated[
         bool, Parameter(group=_METHOD, help="Do not fold BatchNormalization into the weights.")
     ] = False

@@ -22,6 +22,13 @@ NOT_WEIGHTS: dict[str, tuple[int, ...]] = {
     "Dropout": (1, 2),
     "OneHot": (2,),
     "Pad": (2,),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), (1, 2, 4, 5, 6, 7)),
+    **dict.fromkeys(
+        ("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax"),
+        (1, 2, 3, 4),
+    ),
+    "QLinearConcat": (0, 1, *(slot for slot in range(3, 1000) if slot % 3 != 2)),
     "QLinearConv": (1, 2, 4, 5, 6, 7),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "QuantizeLinear": (1, 2),
@@ -33,6 +40,7 @@ QUANTISED: dict[str, tuple[int, ...]] = {
     "ConvInteger": (0, 1),
     "DequantizeLinear": (0,),
     "MatMulInteger": (0, 1),
+    "QGemm": (0, 3, 6),
     "QLinearConv": (0, 3, 8),
     "QLinearMatMul": (0, 3),
 }
@@ -156,7 +164,7 @@ def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int:
         macs = math.prod(shape(node.outputs[0])) * math.prod(shape(inputs[CONV_WEIGHT[node.op]])[1:])
     elif node.op == "ConvTranspose":  # (C, M/group, kernel...) at each input element
         macs = math.prod(shape(inputs[0])) * math.prod(shape(inputs[1])[1:])
-    elif node.op == "Gemm":
+    elif node.op in ("Gemm", "QGemm"):
         macs = math.prod(shape(node.outputs[0])) * shape(inputs[0])[0 if node.attrs.get("transA") else 1]
     elif node.op in MATMULS:
         macs = math.prod(shape(node.outputs[0])) * shape(inputs[0])[-1]

@@ -44,7 +44,8 @@ from onnxslim_merge.views import Views
 
 SYNTHETIC = (8, 32)  # synthetic samples, least and most: a channel's mean over many positions settles early
 SYNTHETIC_ELEMENTS = 1 << 21  # and of all of them: large images have many positions
-FEW = 8  # samples for the exact checks
+FEW = 8  # samples for the exact checks, and fewer of large inputs: a wrong channel shows at each of their positions
+FEW_ELEMENTS = 1 << 18
 Kept = dict[str, NDArray[np.int64]]
 Progress = Callable[[str], None]
 
@@ -107,7 +108,7 @@ def run_slim(
         probes = probe_shapes(graph, source, settings.input_shapes, settings.custom_ops)
         samples = pick_samples(source, settings, probes[0])
     with run.stage("analyse"):
-        analysis = analyse_channels(graph, probes)
+        analysis = analyse_channels(graph, probes, settings.allow_inexact)
     work = Work(run, source, graph, probes, samples, analysis)
     work.decide()
     if len(probes) == 1 and any(not isinstance(size, int) for t in graph.inputs for size in t.shape or ()):
@@ -237,13 +238,14 @@ class Work:
         settings, views, kept = self.run.settings, Views(self.analysis), replayed_choice(plan, self.analysis)
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
         for cell in self.analysis.cells:
-            why = f"{cell.refusal.node}: {cell.refusal.reason}" if cell.refusal else "kept by the plan"
+            why = str(cell.refusal) if cell.refusal else "kept by the plan"
             found.setdefault(cell.name, Amount(cell.size, "frozen" if cell.refusal else "kept", why, "--plan"))
         return self._checked(views, kept, found, self._statistics(views, found), settings)
 
     def judge(self) -> Judge:
         """The checks of this run."""
-        few = self.samples.first(FEW, input_specs(self.source.proto))
+        size = sum(int(np.prod(shape)) for shape in self.probes[0].inputs.values()) // max(self.probes[0].batch, 1)
+        few = self.samples.first(min(max(FEW_ELEMENTS // max(size, 1), 2), FEW), input_specs(self.source.proto))
         return Judge(self.source, self.graph, self.samples, few, self.run.settings.custom_ops)
 
     def in_memory(self, plan: SlimPlan) -> SlimResult:

@@ -74,8 +74,21 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Renumber:
+    """Of `size` positions `keep` stay: constant `tensor`, which lists some, drops the others and numbers anew."""
+
+    tensor: str
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Mask:
-    """In the full-size twin, input `slot` of `node` is zero outside `keep` of the `size` indices along `axis`."""
+    """In the full-size twin, input `slot` of `node` is zero outside `keep` of the `size` indices along `axis`.
+
+    fill: of integers, what stands for zero.
+    kind: "mean", "layernorm" or "rmsnorm" where the node's statistics, too, are those of `keep` alone.
+    """
 
     node: str
     slot: int
@@ -83,6 +96,8 @@ class Mask:
     rank: int
     size: int
     keep: tuple[int, ...]
+    fill: float | None = None
+    kind: str = "sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +130,7 @@ class SlimPlan:
     edits: tuple[Edit, ...] = ()
     gathers: tuple[Gather, ...] = ()
     numbers: tuple[Number, ...] = ()
+    renumbers: tuple[Renumber, ...] = ()
     masks: tuple[Mask, ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = ()
@@ -170,6 +186,7 @@ class SlimPlan:
 
 _PARTS: dict[str, type] = {
     "cells": CellPlan, "edits": Edit, "gathers": Gather, "numbers": Number, "masks": Mask, "folds": Fold,
+    "renumbers": Renumber,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,15 +12,18 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.claims import Carrier, Consumer, Contraction, Count, Flow, Producer, Ragged
+from onnxslim_merge.channels.claims import Carrier, Consumer, Contraction, Count, Flow, Indices, Producer, Ragged
+from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.channels.labels import Arrays, varying
 from onnxslim_merge.compensation import Solution
 from onnxslim_merge.errors import InternalError
-from onnxslim_merge.plan import CellPlan, Edit, Fold, Gather, Mask, Number, SlimPlan
+from onnxslim_merge.plan import CellPlan, Edit, Fold, Gather, Mask, Number, Renumber, SlimPlan
 from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.views import Floats, channel_vector
 
 Stays = NDArray[np.bool_]
+GIVEN_BACK = "given back: groups of a grouped operator could not keep equally many, or a tensor would lose all channels"
+NOT_EXACT = "removing its channels was not exact: our bug, please report it"
 
 
 class Planner:
@@ -56,7 +60,8 @@ class Planner:
 
     def gathers(self) -> Iterator[Gather]:
         """What every constant keeps along each axis; edited biases along their output axis."""
-        used = {n: n for n in self.analysis.constants if n not in self._replaced or self._replaced[n] < self._uses[n]}
+        stored = [n for n, t in self.analysis.constants.items() if not isinstance(t, Derived)]
+        used = {n: n for n in stored if n not in self._replaced or self._replaced[n] < self._uses[n]}
         sources = used | self._copies
         for name, original in sources.items():
             if name in self._edited:
@@ -83,13 +88,25 @@ class Planner:
 
     def numbers(self) -> Iterator[Number]:
         """The new value of every claimed count that changes."""
-        for count in self.analysis.counts:
-            stays = np.ones(count.labels[0].shape[0], bool)
-            for rows in count.labels:
-                stays &= self.mask[rows].any(1)
+        for count in (c for c in self.analysis.counts if not isinstance(c, Indices)):
+            stays = self._line(count)
             # a bound counted from the end is wrong as soon as anything behind it goes
             if not stays.all() or (self._literal(count) < 0 and not self.mask.all()):
                 yield Number(count.node, count.name, count.index, int(stays.sum()))
+
+    def renumbers(self) -> Iterator[Renumber]:
+        """Every list of positions among channels of which some leave."""
+        for indices in (c for c in self.analysis.counts if isinstance(c, Indices)):
+            stays = self._line(indices)
+            if not stays.all():
+                yield Renumber(indices.name, stays.size, _indices(stays))
+
+    def _line(self, count: Count) -> Stays:
+        """Which of the positions that a claim is about stay."""
+        stays = np.ones(count.labels[0].shape[0], bool)
+        for rows in count.labels:
+            stays &= self.mask[rows].any(1)
+        return stays
 
     def _literal(self, count: Count) -> int:
         if not count.node:
@@ -104,7 +121,9 @@ class Planner:
             stays = self.mask[consumer.labels]
             if not stays.all():
                 rank = self.analysis.labels[consumer.x][0].ndim
-                yield Mask(consumer.node, consumer.x_slot, consumer.x_axis, rank, int(stays.size), _indices(stays))
+                place = (consumer.node, consumer.x_slot, consumer.x_axis, rank)
+                fill, kind = (None, consumer.kind) if isinstance(consumer, Contraction) else (consumer.fill, "sum")
+                yield Mask(*place, int(stays.size), _indices(stays), fill, kind)
 
     def edit(self, solution: Solution) -> None:
         """Turn solved weights and bias gains into edits."""
@@ -121,10 +140,15 @@ class Planner:
 
     def _edit_bias(self, consumer: Consumer, gain: Floats) -> None:
         slot = consumer.bias
+        if slot is None:
+            return
         old = self.analysis.inputs.get((slot.node, slot.slot), "") if slot.slot is not None else ""
         trailing = 0 if slot.vector else slot.rank - slot.axis - 1
         line = (gain / slot.gain).reshape((-1,) + (1,) * trailing)
         values = self.analysis.weight(old) + line if old else line
+        if isinstance(derived := self.analysis.constants.get(old), Derived):
+            self._edit_integers(derived, values)
+            return
         dtype = np.dtype(self.analysis.constants[old or consumer.weight].dtype)
         self._replaced[old] += 1
         name = self._name(old, slot.node) if old else self._unique(f"{slot.node}.bias")
@@ -132,6 +156,17 @@ class Planner:
         lines = self._lines(old, values.ndim) if old else {}
         self._edited[name] = lines | {values.ndim - 1 - trailing: self.stays(arrays, slot.axis, gain.size)}
         self._add_edit(slot.node, slot.slot, name, values.astype(dtype))
+
+    def _edit_integers(self, bias: Derived, values: Floats) -> None:
+        """The bias is what DequantizeLinear makes of int32: they change, in steps of their scale."""
+        stored = bias.stored
+        if stored is None or values.shape != tuple(bias.shape):
+            return
+        self._replaced[stored.name] += 1
+        node, slot = bias.place or (bias.node.name, 0)
+        name = self._name(stored.name, node)
+        self._copies[name] = stored.name
+        self._add_edit(node, slot, name, bias.quantised(values))
 
     def _lines(self, name: str, rank: int) -> dict[int, Stays]:
         """What stays along each axis of a constant that was broadcast to `rank`."""
@@ -144,7 +179,7 @@ class Planner:
 
     def _name(self, tensor: str, node: str) -> str:
         """The name for new values of `tensor` at `node`: its own, unless other nodes use it too."""
-        return tensor if self._uses[tensor] == 1 else self._unique(f"{tensor}.{node}")
+        return tensor if self._uses[tensor] <= 1 else self._unique(f"{tensor}.{node}")
 
     def _unique(self, name: str) -> str:
         while name in self._taken:
@@ -167,6 +202,9 @@ class Planner:
 
     def _fold(self, producer: Producer | Carrier, flow: Flow) -> Fold | None:
         slot, size = producer.bias, self.analysis.constants[producer.weight].shape[producer.axis]
+        parts = (producer.weight, self.analysis.inputs.get((slot.node, slot.slot), "") if slot.slot is not None else "")
+        if any(isinstance(self.analysis.constants.get(name), Derived) for name in parts):
+            return None  # integers are never refitted
         if flow.scale is None or any(
             n not in (1, size) or (n > 1 and a != slot.axis) for a, n in enumerate(flow.scale.shape)
         ):
@@ -211,6 +249,7 @@ def build_plan(
         edits=planner.edits,
         gathers=tuple(planner.gathers()),
         numbers=tuple(planner.numbers()),
+        renumbers=tuple(planner.renumbers()),
         masks=tuple(planner.masks()),
         folds=() if keep_batchnorm else tuple(planner.folds()),
         notes=tuple(solution.notes),
@@ -226,6 +265,8 @@ def _cell_plan(
     shapes = tuple(tuple(int(n) for n in analysis.constants[p.weight].shape) for p in producers)
     keep = tuple(int(i) for i in kept.get(cell.name, range(cell.size)))
     status, reason, source = (amount.status, amount.reason, amount.source) if amount else ("kept", "", "")
+    if status == "slimmed" and len(keep) == cell.size:
+        status, reason = "kept", GIVEN_BACK if cell.name in kept else NOT_EXACT
     return CellPlan(cell.name, makers, shapes, cell.size, keep, status, reason, source)
 
 
@@ -236,4 +277,4 @@ def _indices(stays: Stays) -> tuple[int, ...]:
 def _is_rectangle(kept: Stays) -> bool:
     """Whether what is kept is the product of what is kept along each axis."""
     lines = [kept.any(tuple(a for a in range(kept.ndim) if a != axis)) for axis in range(kept.ndim)]
-    return bool((kept == np.logical_and.reduce(np.ix_(*lines))).all())
+    return int(kept.sum()) == math.prod(int(line.sum()) for line in lines)

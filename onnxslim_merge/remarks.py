@@ -34,6 +34,11 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
             " give --calibration-data, or choose --compensation"
         )
+    inexact = sum(mask.kind != "sum" for mask in plan.masks)
+    if inexact:
+        notes.append(
+            f"inexact, as allowed: {inexact} averages of LayerNormalizations are over fewer channels (in the twin, too)"
+        )
     listed = {value.name for value in source.proto.graph.input}
     shrunk = sorted({gather.tensor for gather in plan.gathers} & listed)
     if shrunk:

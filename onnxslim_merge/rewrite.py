@@ -35,6 +35,9 @@ def rewrite(graph: gs.Graph, plan: SlimPlan, *, fold: bool = True) -> gs.Graph:
             values = np.array(tensor.values)
             values.reshape(-1)[number.index or 0] = number.value
             tensor.values = values
+    for renumber in plan.renumbers:
+        tensor = _find(constants, renumber.tensor)
+        tensor.values = _renumbered(tensor.values, renumber.size, renumber.keep)
     if fold:
         for item in plan.folds:
             _fold(small, nodes, item, plan)
@@ -47,6 +50,16 @@ def _take_by_row(values: NDArray[Any], axis: int, by: int, rows: Sequence[Sequen
     lines = np.moveaxis(values, (by, axis), (0, 1))
     where = np.array(rows).reshape(len(rows), -1, *[1] * (values.ndim - 2))
     return np.moveaxis(np.take_along_axis(lines, where, 1), (0, 1), (by, axis))
+
+
+def _renumbered(values: NDArray[Any], size: int, keep: Sequence[int]) -> NDArray[Any]:
+    """The positions in `values` that are in `keep`, which is sorted, by their rank there."""
+    values, dtype = values % size, values.dtype
+    stays = np.isin(values, keep)
+    for axis in range(values.ndim):
+        line = stays.any(tuple(x for x in range(values.ndim) if x != axis))
+        values = np.compress(line, values, axis)
+    return np.searchsorted(keep, values).astype(dtype)
 
 
 def edited(graph: gs.Graph, plan: SlimPlan) -> gs.Graph:

@@ -48,7 +48,7 @@ def producer_names(analysis: Analysis, cell: Cell) -> list[str]:
 
 def _amount(analysis: Analysis, settings: Settings, cell: Cell, names: list[str]) -> Amount:
     if cell.refusal is not None:
-        return Amount(cell.size, "frozen", f"{cell.refusal.node}: {cell.refusal.reason}", "")
+        return Amount(cell.size, "frozen", str(cell.refusal), "")
     excluded = [p for p in settings.exclude if any(re.search(p, n) for n in names)]
     if excluded:
         return Amount(cell.size, "excluded", f"--exclude {excluded[-1]}", f"--exclude {excluded[-1]}")

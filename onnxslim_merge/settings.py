@@ -13,11 +13,12 @@ from onnxslim_merge.errors import InputError, UsageError
 Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact"]
 Compensation = Literal["auto", "none", "mean", "merge", "mean+merge"]
 Scope = Literal["inner", "all"]
+Inexact = Literal["layernorm"]
 
 # The settings that decide the plan; the others only say where things are and what is measured.
 RECORDED = (
     "criterion", "compensation", "ratio", "ratio_for", "scope", "min_channels", "channel_multiple", "exclude",
-    "threshold", "lam", "input_shapes", "keep_batchnorm", "seed",
+    "threshold", "lam", "allow_inexact", "input_shapes", "keep_batchnorm", "seed",
 )  # fmt: skip
 
 
@@ -50,6 +51,8 @@ class Settings:
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
     lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
+    allow_inexact: "layernorm" = channels that LayerNormalization or RMSNormalization averages over may leave; its
+        statistics are then those of the others.
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     """
@@ -64,6 +67,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     threshold: float | None = None
     lam: float = 0.85
+    allow_inexact: tuple[Inexact, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keep_batchnorm: bool = False
     seed: int = 0
@@ -79,6 +83,9 @@ class Settings:
         for name, kind in (("criterion", Criterion), ("compensation", Compensation), ("scope", Scope)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}")
+        for name in self.allow_inexact:
+            if name not in get_args(Inexact):
+                raise UsageError(f"--allow-inexact {name!r}: choose {' or '.join(get_args(Inexact))}")
         _ratio("--ratio", self.ratio)
         for rule in self.ratio_for:
             _ratio(f"--ratio-for {rule.pattern}", rule.ratio)
@@ -127,6 +134,7 @@ class Settings:
         data = {name: getattr(self, name) for name in RECORDED}
         data["ratio_for"] = [[rule.pattern, rule.ratio] for rule in self.ratio_for]
         data["exclude"] = list(self.exclude)
+        data["allow_inexact"] = sorted(set(self.allow_inexact))
         data["input_shapes"] = {name: list(shape) for name, shape in sorted(self.input_shapes.items())}
         return data
 
@@ -139,8 +147,8 @@ class Settings:
             known = {name: record[name] for name in RECORDED if name in record}
             if "ratio_for" in known:
                 known["ratio_for"] = tuple(RatioRule(pattern, ratio) for pattern, ratio in known["ratio_for"])
-            if "exclude" in known:
-                known["exclude"] = tuple(known["exclude"])
+            for name in {"exclude", "allow_inexact"} & known.keys():
+                known[name] = tuple(known[name])
             if "input_shapes" in known:
                 known["input_shapes"] = {name: tuple(shape) for name, shape in known["input_shapes"].items()}
             if self.input_shapes:

@@ -129,10 +129,13 @@ class Views:
         producer = self.analysis.producers[index]
         where = positions(self._producer_roots[index], cell.labels)
         weight = _times(producer.gain, self.matrix(producer.weight, producer.axis))
-        bias = self.bias(producer.bias, weight.shape[0])[where[:, 0]]
-        ones = np.ones(cell.size)
+        bias, rows, ones = self.bias(producer.bias, weight.shape[0]), gather_rows(weight, where), np.ones(cell.size)
+        if where.shape[1] > 1:  # a head, say, has a bias for each of its rows: all of them count as weights
+            rows = np.concatenate([rows, np.where(where >= 0, bias[where], 0.0)], axis=1)
+            bias = np.zeros_like(bias)
+        bias = bias[where[:, 0]]
         family = where // (weight.shape[0] // producer.groups) if producer.groups > 1 else None
-        return Rows(gather_rows(weight, where), bias, ones, 0 * ones, False, producer.is_conv, family)
+        return Rows(rows, bias, ones, 0 * ones, False, producer.is_conv, family)
 
     def _affine_chain(self, producer: Producer) -> Iterator[Flow]:
         """The affine functions that alone follow the producer's biased output."""
@@ -154,7 +157,7 @@ class Views:
         mine = [p for p in self.analysis.producers if p.node == consumer.node]
         scale: Floats | float = 1.0
         for flow in self._affine_chain(mine[0]) if mine else ():
-            scale = scale * np.abs(channel_vector(flow, consumer.bias.axis, self.width(consumer))[0])
+            scale = scale * np.abs(channel_vector(flow, mine[0].bias.axis, self.width(consumer))[0])
         return scale
 
     def width(self, consumer: Consumer) -> int:

@@ -26,7 +26,7 @@ def parse(text: str, *, opset: int = 17, seed: int = 0, ir: int = 8) -> onnx.Mod
     for value in model.graph.value_info:
         kind = value.type.tensor_type.elem_type
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        values = _draw(rng, value.name, shape) if kind in FLOATS else _integers(rng, kind, shape)
+        values = _draw(rng, value.name, shape) if kind in FLOATS else _integers(rng, kind, shape, value.name)
         values = values.astype(helper.tensor_dtype_to_np_dtype(kind))
         model.graph.initializer.append(numpy_helper.from_array(values, value.name))
     del model.graph.value_info[:]
@@ -44,8 +44,13 @@ def _draw(rng: np.random.Generator, name: str, shape: Sequence[int]) -> np.ndarr
     return rng.standard_normal(shape) / np.sqrt(fan_in)
 
 
-def _integers(rng: np.random.Generator, kind: int, shape: Sequence[int]) -> np.ndarray:
-    """Quantised weights: over the whole range of the type, but not more than 8 bits of it."""
+def _integers(rng: np.random.Generator, kind: int, shape: Sequence[int], name: str) -> np.ndarray:
+    """Quantised weights: over the whole range of the type, but not more than 8 bits of it.
+
+    `low`: -40 to 40, so that kernels that add pairs of products in 16 bits do not overflow.
+    """
+    if name.startswith("low"):
+        return rng.integers(-40, 41, shape)
     low, high = {TensorProto.UINT8: (0, 256), TensorProto.INT4: (-8, 8), TensorProto.UINT4: (0, 16)}.get(
         kind, (-128, 128)
     )
@@ -166,6 +171,11 @@ def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int] | None:
     """(slot, axis) of the weight that contracts input `x_slot`, straight from the operator's definition."""
     if node.op_type == "MatMul":
         return 1 - x_slot, -1 if x_slot else -2
+    integers = {"QLinearConv": 1, "QLinearMatMul": 0, "QGemm": int(any(a.name == "transB" for a in node.attribute))}
+    if node.op_type in integers:
+        return 3, integers[node.op_type]
+    if node.op_type == "Einsum":
+        return _einsum_place(next(a.s for a in node.attribute if a.name == "equation").decode(), x_slot)
     if node.op_type not in ("Gemm", "FusedMatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"):
         return None
     assert x_slot == 0
@@ -173,6 +183,16 @@ def weight_place(node: onnx.NodeProto, x_slot: int) -> tuple[int, int] | None:
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         return 1, int(transposed)
     return 1, {"Conv": 1, "ConvTranspose": 0, "LSTM": 2, "GRU": 2, "RNN": 2}[node.op_type]
+
+
+def _einsum_place(equation: str, x_slot: int) -> tuple[int, int] | None:
+    """Of a product of two, the axis of the other one whose letter is in both and is summed."""
+    terms, _, out = equation.replace(" ", "").partition("->")
+    parts = terms.split(",")
+    if len(parts) != 2 or "..." in parts[1 - x_slot]:
+        return None
+    summed = [axis for axis, letter in enumerate(parts[1 - x_slot]) if letter in parts[x_slot] and letter not in out]
+    return (1 - x_slot, summed[0]) if len(summed) == 1 else None
 
 
 def is_constant(model: onnx.ModelProto, name: str) -> bool:

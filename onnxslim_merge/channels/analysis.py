@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from onnxslim_merge.channels.claims import (
     Ragged,
     Refusal,
 )
+from onnxslim_merge.channels.derived import Derived, are_numbers, derived_constants
 from onnxslim_merge.channels.elements import LIMIT, constant_elements, refuse_shared, trace, use
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace, along, varying
 from onnxslim_merge.channels.registry import find_rule
@@ -53,7 +54,7 @@ class Analysis:
     counts: tuple[Count, ...]
     labels: Mapping[str, Arrays]
     roots: Ids
-    constants: Mapping[str, gs.Constant]
+    constants: Mapping[str, gs.Constant | Derived]
     exposed: frozenset[str]
     inputs: Mapping[tuple[str, int], str]
     graph: gs.Graph
@@ -67,12 +68,15 @@ class Analysis:
         return values
 
 
-def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
-    """Walk `graph` at every probe; what differs between probes is frozen. The claims are those of the first."""
-    walks = [_settled(graph, probe) for probe in probes]
-    first = walks[0]
-    for other in walks[1:]:
-        _freeze_differences(first, other)
+def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: Collection[str] = ()) -> Analysis:
+    """Walk `graph` at every probe; what differs between probes is frozen. The claims are those of the first.
+
+    allow_inexact: names of rules that may cut what changes a statistic, such as "layernorm".
+    """
+    allowed = frozenset(allow_inexact)
+    first = _settled(graph, probes[0], allowed, np.empty(0, np.int64))
+    for probe in probes[1:]:  # what is tied at one size may be tied at all: it only means that less can leave
+        _freeze_differences(first, _settled(graph, probe, allowed, _ties(first)))
     cells = find_cells(first)
     space = first.space
     return Analysis(
@@ -90,19 +94,19 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...]) -> Analysis:
         constants=first.constants,
         exposed=first.exposed,
         graph=graph,
-        inputs={(n.name, slot): t.name for n in graph.nodes for slot, t in enumerate(n.inputs) if t.name},
+        inputs={(n.name, slot): t.name for n in graph.nodes for slot, t in enumerate(n.inputs) if t.name}
+        | first.stand_ins,
         refusals=tuple(first.refusals),
     )
 
 
-def _settled(graph: gs.Graph, probe: Probe) -> Walk:
+def _settled(graph: gs.Graph, probe: Probe, allowed: frozenset[str], ties: Ids) -> Walk:
     """Walk until no tensor holds channels that vary along several axes: what is tied in one walk, the next starts with.
 
     Rules decide by the axes along which channels vary, so they have to see the ties that later nodes ask for.
     """
-    ties = np.empty(0, np.int64)
     while True:
-        walk = _walk(graph, probe, ties)
+        walk = _walk(graph, probe, ties, allowed)
         if not any(len(varying(a)) > 1 for arrays in walk.labels.values() for a in arrays):
             return walk
         found = _ties(walk)
@@ -119,12 +123,13 @@ def _ties(walk: Walk) -> Ids:
     return walk.space.find(np.arange(walk.own, dtype=np.int64))
 
 
-def _walk(graph: gs.Graph, probe: Probe, ties: Ids) -> Walk:
+def _walk(graph: gs.Graph, probe: Probe, ties: Ids, allowed: frozenset[str]) -> Walk:
     constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
     shapes = {**probe.shapes, **{name: tuple(t.shape) for name, t in constants.items()}}
     captured = frozenset(_captured(graph))
     exposed = captured | {t.name for t in graph.outputs}
-    walk = Walk(shapes, dict(probe.values), constants, graph.opset, exposed)
+    known = {**constants, **derived_constants(graph.nodes, constants, shapes)}
+    walk = Walk(shapes, dict(probe.values), known, graph.opset, exposed, allowed)
     for name, tensor in constants.items():
         _label_constant(walk, name, tensor)
     walk.own = walk.space.size
@@ -149,8 +154,9 @@ def _label_constant(walk: Walk, name: str, tensor: gs.Constant) -> None:
     shape, kind = tuple(tensor.shape), np.dtype(tensor.dtype).kind if _known(tensor.dtype) else "O"
     if kind in "iu" and np.prod(shape, dtype=np.int64) <= LIMIT:
         walk.elements[name] = constant_elements(name, int(np.prod(shape, dtype=np.int64)))
-    elif kind in "fV":  # ml_dtypes' bfloat16 is of kind V
+    if kind in "fV" or are_numbers(tensor):  # ml_dtypes' bfloat16 is of kind V
         walk.labels[name] = [along(walk.space.fresh(n), a, len(shape)) for a, n in enumerate(shape) if n > 1]
+        walk.fresh[name] = walk.labels[name]
 
 
 def _known(dtype: Any) -> bool:
@@ -223,14 +229,22 @@ def _freeze_differences(first: Walk, other: Walk) -> None:
     count = first.own
     ids = np.arange(count, dtype=np.int64)
     a, b = first.space.find(ids), other.space.find(ids)
-    frozen_elsewhere = other.space.frozen()[:count] >= 0
+    frozen_elsewhere = other.space.frozen()[:count]
     differs = a != b
-    reason = Refusal("", None, "", "", "depends on input size")
-    if differs.any():
-        first.refuse([ids[differs], a[differs], b[differs]], reason)
-    only = frozen_elsewhere & ~(first.space.frozen()[:count] >= 0)
-    if only.any():
-        first.refuse([ids[only]], reason)
+    why = "depends on input size: sits differently, or freezes, when the input has another size"
+    for name, tensor in first.constants.items():
+        for array in first.fresh.get(name, []):
+            axis, user = max(varying(array), default=0), next(iter(getattr(tensor, "outputs", ())), None)
+            mine = array.ravel()[differs[array.ravel()]]
+            if mine.size:
+                reason = Refusal(name, axis, user.name if user else name, user.op if user else "constant", why)
+                first.refuse([mine, a[mine], b[mine]], reason)
+    frozen = first.space.frozen()[:count] >= 0
+    for refusal in np.unique(frozen_elsewhere[frozen_elsewhere >= 0]):
+        only = (frozen_elsewhere == refusal) & ~frozen
+        if only.any():
+            found = other.refusals[refusal]
+            first.refuse([ids[only]], replace(found, reason=f"{found.reason} (at another input size)"))
 
 
 __all__ = ["Analysis", "LabelSpace", "analyse_channels"]

@@ -67,11 +67,15 @@ def _parts(labels: Ids, balances: Sequence[Ids]) -> Ids | None:
     """
     best: Ids | None = None
     for groups in balances:
-        found = [np.flatnonzero(np.isin(labels, row)) for row in groups]
-        found = [part for part in found if part.size]
-        fits = len({part.size for part in found}) == 1 and sum(part.size for part in found) == labels.size
-        if fits and (best is None or len(found) > len(best)):
-            best = np.array(found)
+        flat = groups.ravel()
+        order = np.argsort(flat, kind="stable")
+        place = np.minimum(np.searchsorted(flat[order], labels), flat.size - 1)
+        if (flat[order[place]] != labels).any() or np.isin(flat, labels).sum() != labels.size:
+            continue
+        row = order[place] // groups.shape[1]
+        sizes = np.unique(row, return_counts=True)[1]
+        if (sizes == sizes[0]).all() and (best is None or len(sizes) > len(best)):
+            best = np.argsort(row, kind="stable").reshape(len(sizes), -1)
     return best
 
 

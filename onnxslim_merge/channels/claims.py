@@ -34,6 +34,10 @@ class Refusal:
     op_type: str
     reason: str
 
+    def __str__(self) -> str:
+        """Node, operator and reason, as groups report them."""
+        return f"{self.node or self.tensor} ({self.op_type}): {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class BiasSlot:
@@ -95,6 +99,8 @@ class Carrier:
 class Consumer:
     """`axis` of constant `weight` contracts the channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`.
 
+    bias None: no constant can be added to the outputs, so that a mean is lost.
+    fill: the integer that stands for zero in x, if x is of integers.
     Outputs lie on `out_axis` of the weight; every other axis of it is a tap. The effective weight is `gain` times it.
     groups: inputs and outputs fall into as many equal parts, and each part of the outputs reads its part of the inputs.
     A constant m on one channel shows at an inner output as tap_gain x gain x (sum of its taps) x m, on average.
@@ -111,17 +117,19 @@ class Consumer:
     out_axis: int
     labels: Ids
     output: str
-    bias: BiasSlot
+    bias: BiasSlot | None
     gain: float = 1.0
     tap_gain: float = 1.0
     groups: int = 1
+    fill: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
     """The channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`, are summed over without a weight of ours.
 
-    A zero in one operand is as good as removal in all. averages: the sum is divided by how many there are.
+    A zero in one operand is as good as removal in all. kind: or they are averaged over, or normalised, with statistics
+    of those that are left, which changes the result (asked for with `--allow-inexact`).
     """
 
     node: str
@@ -129,7 +137,7 @@ class Contraction:
     x_slot: int
     x_axis: int
     labels: Ids
-    averages: bool = False
+    kind: Literal["sum", "mean", "layernorm", "rmsnorm"] = "sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +197,8 @@ class Count:
     name: str
     index: int | None
     labels: tuple[Ids, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Indices(Count):
+    """Constant `name` lists positions among the n of `labels`: who leaves is dropped, the others are numbered anew."""

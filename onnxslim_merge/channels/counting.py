@@ -35,7 +35,7 @@ def leaves(element: Element) -> Iterator[Element]:
 
 
 def judge(walk: Walk, element: Element, arrays: Arrays, axis: int) -> bool:
-    """Whether `element` counts the indices of `arrays` along `axis` after any cut; claims the constant that must change.
+    """Whether `element` counts the indices of `arrays` along `axis` after any cut; claims what has to change.
 
     No arrays: the axis has no channels, and the element must stay as it is.
     """

@@ -19,7 +19,7 @@ from onnxslim_merge.channels.walk import Element, Walk
 
 LIMIT = 1024
 # Inputs at which a rule itself judges the numbers that it reads.
-JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}, "Expand": {1}, "Resize": {3}}
+JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}, "Expand": {1}, "Resize": {3}, "CenterCropPad": {1}}
 
 
 def constant_elements(name: str, size: int) -> list[Element]:

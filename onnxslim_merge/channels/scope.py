@@ -205,6 +205,16 @@ class Scope:
                 self.space.unite(array, corner)
         self.walk.labels[self.tensor(slot)] = [self.space.collapse(a) for a in found]
 
+    def whole_slices(self, array: Ids, axis: int) -> Ids:
+        """`array` for a node that takes one slice of `axis`: the 3 of a fused q, k, v, say, of which none may leave.
+
+        Along the longest axis of a rectangle one may, unless all are taken one by one: the walk ties all others.
+        """
+        axes, takers = varying(array), len(self.node.inputs[0].outputs)
+        if len(axes) > 1 and axis in axes and (array.shape[axis] < max(array.shape) or takers >= array.shape[axis]):
+            self.space.unite(array, np.take(array, [0], axis))
+        return self.space.collapse(array)
+
     def joins(self, slots: Sequence[int]) -> None:
         """Remember that activations with different channels meet here. To be said before they are united."""
         live = [s for s in slots if not self.is_constant(s) and self.labels(s)]
@@ -240,7 +250,7 @@ class Scope:
         self,
         x: tuple[int, int],
         weight: tuple[int, int, int],
-        bias: BiasSlot,
+        bias: BiasSlot | None,
         gain: float = 1.0,
         tap_gain: float = 1.0,
         groups: int = 1,
@@ -254,7 +264,7 @@ class Scope:
                          ids, self.output(), bias, gain, tap_gain, groups)
             )  # fmt: skip
 
-    def contracts(self, x: tuple[int, int], y: tuple[int, int] | None = None, averages: bool = False) -> None:
+    def contracts(self, x: tuple[int, int], y: tuple[int, int] | None = None, kind: Any = "sum") -> None:
         """Input x = (slot, axis) is summed over, without weights, against input y = (slot, axis) if that is given."""
         ids = self.axis_labels(*x)
         if y is not None:
@@ -263,7 +273,7 @@ class Scope:
             united = self.unite(parts, x[1])
             ids = united[0] if united else None
         if ids is not None:
-            self.walk.contractions.append(Contraction(self.name, self.tensor(x[0]), x[0], x[1], ids, averages))
+            self.walk.contractions.append(Contraction(self.name, self.tensor(x[0]), x[0], x[1], ids, kind))
 
     def counts_attribute(self, name: str, arrays: Arrays, axis: int, index: int | None = None) -> None:
         """Attribute `name` (or element `index` of it) holds how many indices of `arrays` there are along `axis`."""

@@ -21,6 +21,7 @@ from onnxslim_merge.channels.claims import (
     Ragged,
     Refusal,
 )
+from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.channels.labels import Arrays, Ids, LabelSpace
 
 # Where an element of a small integer tensor comes from: ("const", tensor, index), ("dim", tensor, axis), a result
@@ -34,12 +35,14 @@ class Walk:
 
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, NDArray[Any]]
-    constants: dict[str, gs.Constant]
+    constants: dict[str, gs.Constant | Derived]
     opset: int
     exposed: frozenset[str] = frozenset()  # graph outputs, and tensors that a subgraph uses
+    allowed: frozenset[str] = frozenset()  # inexact rules that were asked for
     space: LabelSpace = field(default_factory=LabelSpace)
     own: int = 0  # labels below it are those of constants
     labels: dict[str, Arrays] = field(default_factory=dict)
+    fresh: dict[str, Arrays] = field(default_factory=dict)  # of constants, as they were before the first node
     elements: dict[str, list[Element]] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
     carriers: list[Carrier] = field(default_factory=list)
@@ -52,6 +55,7 @@ class Walk:
     counts: list[Count] = field(default_factory=list)
     joins: list[Ids] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    stand_ins: dict[tuple[str, int], str] = field(default_factory=dict)  # real numbers for integers at (node, slot)
     uses: Counter[tuple[str, int]] = field(default_factory=Counter)  # of an element of a constant, where tracing ends
 
     def refuse(self, labels: Sequence[Ids], refusal: Refusal) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.claims import Consumer
+from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.donors import Donors, find_donors
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Statistics
@@ -66,7 +68,10 @@ class Solver:
         original = self.views.columns_of(consumer)
         removed = np.setdiff1d(np.arange(cell.size), kept)
         group = columns.positions // (consumer.labels.size // consumer.groups)
-        donors, why = _donors(columns, _within(group, values.get(consumer.x)), kept, removed, self.settings)
+        value = _within(group, values.get(consumer.x))
+        if value is not None and isinstance(self.views.analysis.constants[consumer.weight], Derived):
+            value = replace(value, private=f"the weight of {consumer.node} is quantised")
+        donors, why = _donors(columns, value, kept, removed, self.settings)
         source = columns.positions[removed]
         taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
         if (source < 0).any():
@@ -76,9 +81,11 @@ class Solver:
             self._rows.setdefault(columns.consumer, []).extend(_merged(original, columns.positions, donors, taken))
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
         if self.statistics is not None and self.settings.carries_mean:
-            mean = self.statistics.at(cell, columns).mean
+            mean = self.statistics.at(cell, columns).mean - (consumer.fill or 0.0)
             shift = mean[removed] - np.where(found, donors.scale, 0.0)[:, None] * mean[donors.donor]
-        if shift.any():
+        if shift.any() and not _takes_mean(self.views, consumer):
+            self.solution.notes.append(f"{cell.name}: {consumer.node} has no bias that could take means")
+        elif shift.any():
             summed = shift.reshape(-1, 1) * taken.sum(-1).reshape(shift.size, -1)
             gain = np.zeros((consumer.groups, summed.shape[1]))
             np.add.at(gain, group[removed].ravel().clip(min=0), summed)
@@ -100,6 +107,16 @@ class Solver:
             of_group = np.arange(rows.shape[1]) + group[:, None] * rows.shape[1]
             inputs_first[i[:, None], of_group] = rows.reshape(*rows.shape[:2], *inputs_first.shape[2:])
         self.solution.weights[index] = weight
+
+
+def _takes_mean(views: Views, consumer: Consumer) -> bool:
+    """Whether a mean can be added: not where no bias can enter, nor to integers with coarse steps or shared ones."""
+    slot = consumer.bias
+    if slot is None:
+        return False
+    name = views.analysis.inputs.get((slot.node, slot.slot), "") if slot.slot is not None else ""
+    held = views.analysis.constants.get(name)
+    return not isinstance(held, Derived) or held.stored is not None
 
 
 def _within(group: NDArray[np.int64], value: Value | None) -> Value | None:

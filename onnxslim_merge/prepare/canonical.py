@@ -14,6 +14,7 @@ from onnxslim_merge.model_io.importing import constants_of, graphs_in
 from onnxslim_merge.prepare.defaults import write_defaults
 from onnxslim_merge.prepare.fold import fold
 from onnxslim_merge.prepare.optimizer import optimized
+from onnxslim_merge.prepare.types import fill_types
 
 # Shape constants above this length are data (index tables), not bounds or sizes: they stay shared.
 _OWN_ELEMENTS = 1024
@@ -41,6 +42,7 @@ def prepare(source: Source, *, custom_ops: Iterable[Path] = ()) -> gs.Graph:
     own_constants(graph)
     _normalise(graph, source)
     fill_shapes(graph, source)
+    fill_types(graph, source, tuple(custom_ops))
     write_defaults(graph, source)
     return graph
 

@@ -25,12 +25,14 @@ def synthetic_samples(
     """At least `count` samples, the same for the same arguments, in batches of `batch` or of the model's fixed size.
 
     sizes: the concrete shape of each input, with or without its batch axis (whose size is ignored).
-    int_ranges: low (inclusive) and high (exclusive) of integer inputs; default 0, 2: small enough for token ids.
+    int_ranges: low (inclusive) and high (exclusive) of integer inputs; default 0, 2: small enough for token ids, but
+    for int8 its whole range, as it stands for quantised real numbers.
 
-    Rank 4 with 1, 3 or 4 channels on axis 1 or on the last, float or uint8, is taken for an image: smoothed noise at
-    all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance 1
-    at every pixel over many images (uint8: mean 128, deviation 64, unless `int_ranges` names it). Other floats are
-    normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes that do not fit.
+    Rank 4 with 1, 3 or 4 channels on axis 1 or on the last, float, uint8 or int8, is taken for an image: smoothed noise
+    at all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance
+    1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it). Other
+    floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes that
+    do not fit.
     """
     batching = Batching.of(specs)
     step = batching.fixed or (min(batch, count) if batching.names else 1)
@@ -67,7 +69,7 @@ def _shape(spec: InputSpec, sizes: Mapping[str, tuple[int, ...]], rows: int | No
 
 
 def _channel_axis(spec: InputSpec, shape: tuple[int, ...]) -> int | None:
-    if len(shape) != 4 or not (is_float(spec.dtype) or spec.dtype == np.uint8):
+    if len(shape) != 4 or not (is_float(spec.dtype) or spec.dtype in (np.uint8, np.int8)):
         return None
     return next((axis for axis in (1, 3) if shape[axis] in CHANNELS), None)
 
@@ -78,15 +80,16 @@ def _draw(
     axis = _channel_axis(spec, shape)
     if axis is not None and int_range is None:
         image = _smoothed_noise(rng, shape, axis)
-        if spec.dtype == np.uint8:
-            image = np.clip(np.rint(128 + 64 * image), 0, 255)
+        if spec.dtype in (np.uint8, np.int8):
+            limits = np.iinfo(spec.dtype)
+            image = np.clip(np.rint((128 if limits.min == 0 else 0) + 64 * image), limits.min, limits.max)
         return image.astype(spec.dtype)
     if is_float(spec.dtype):
         return rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
     if spec.dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)  # a scalar would come as no array
     if spec.dtype.kind in "iu":
-        low, high = int_range or (0, 2)
+        low, high = int_range or ((-128, 128) if spec.dtype == np.int8 else (0, 2))
         return rng.integers(low, high, size=shape).astype(spec.dtype)
     raise InputError(f"input {spec}: no synthetic values exist for it, give --calibration-data")
 

@@ -25,6 +25,12 @@ from onnxslim_merge.verify.fidelity import (
     largest_errors,
     max_relative_error,
 )
+from onnxslim_merge.verify.quantised import (
+    has_quantisers,
+    output_steps,
+    shaken_scales,
+    within_a_step,
+)
 from onnxslim_merge.verify.twin import TOLERANCE, build_twin, is_half_precision, to_float32
 
 Outputs = list[dict[str, Any]]
@@ -72,13 +78,21 @@ class Judge:
             yield runner.run(feeds)
 
     def graph_outputs(self, graph: gs.Graph, label: str, *, shake: bool = False) -> Outputs:
-        """Outputs of a graph on the few samples, in fp32; `shake`: with their last bits changed."""
-        single, source, samples = graph, self.source, self.few
+        """Outputs of a graph on the few samples, in fp32; `shake`: with their last bits changed, and those of scales.
+
+        Quantisers run as they are written: fused, they round in other places.
+        """
+        single, source, samples = shaken_scales(graph) if shake else graph, self.source, self.few
         if is_half_precision(self.graph):
             single, source = to_float32(graph, self.source)
             samples = _in_float32(self.few)
         with runnable(single, source) as model:
-            return list(self.outputs(model, _shaken(samples) if shake else samples, label))
+            return list(self.outputs(model, _shaken(samples) if shake else samples, label, not self.quantised))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether numbers are rounded to integers on their way."""
+        return has_quantisers(self.graph)
 
     def original(self) -> onnx.ModelProto | Path:
         """The model as it was given."""
@@ -86,7 +100,8 @@ class Judge:
 
     def check_prepared(self) -> None:
         """The canonical form equals the original. Raises InternalError, and VerifyError if that is not finite."""
-        reference = list(self.outputs(self.original(), self.few, "the input model"))
+        plain = not self.quantised
+        reference = list(self.outputs(self.original(), self.few, "the input model", plain))
         for outputs in reference:
             for name, value in outputs.items():
                 if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -95,7 +110,7 @@ class Judge:
                         " inputs: give others with --calibration-data"
                     )
         with runnable(self.graph, self.source) as model:
-            prepared = list(self.outputs(model, self.few, "the prepared model"))
+            prepared = list(self.outputs(model, self.few, "the prepared model", plain))
         error = max_relative_error(reference, prepared)
         if not error <= (HALF_TOLERANCE if is_half_precision(self.graph) else PREPARED_TOLERANCE):
             raise InternalError(f"preparation changed the model (relative error {error:.1e}): please report this")
@@ -109,7 +124,7 @@ class Judge:
         errors = largest_errors(twin, small)
         excused = frozenset[str]()
         if max(relative for relative, _ in errors.values()) > TOLERANCE:
-            excused = self._rounding(plan, twin, errors)
+            excused = self._rounding(plan, twin, errors) | self._steps(twin, small)
         return Twin({name: relative for name, (relative, _) in errors.items()}, excused)
 
     def _rounding(self, plan: SlimPlan, twin: Outputs, errors: Mapping[str, tuple[float, float]]) -> frozenset[str]:
@@ -126,6 +141,11 @@ class Judge:
             for name, (relative, absolute) in errors.items()
             if relative > TOLERANCE and absolute <= ROUNDING * shaken[name][1]
         )
+
+    def _steps(self, twin: Outputs, small: Outputs) -> frozenset[str]:
+        """The outputs of a quantised model that are the same but for a few steps."""
+        steps = output_steps(self.graph) if self.quantised else {}
+        return frozenset(name for name, step in steps.items() if within_a_step(twin, small, name, step))
 
     def let_go(self) -> None:
         """Graphs hold their nodes in cycles: for a large model their weights should go before the next one comes."""

@@ -114,6 +114,30 @@ def test_every_registered_operator_has_a_case():
     assert set(registered()) - seen == set()
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("attention")], ids=lambda c: c.name)
+def test_attention_loses_whole_heads(case):
+    """The width of a head, which 1 / sqrt(d) belongs to, never changes."""
+    model = model_of(case, 0)
+    heads = next((a.i for n in model.graph.node for a in n.attribute if "num_heads" in a.name), None)
+    if heads is not None or "root" not in weights(model) or "one_head" in case.name:
+        pytest.skip("fused, without a scale, or without heads: its own case says what leaves")
+    small = onnxslim_merge.slim(model, ratio=0.5, compensation="none").model
+    shapes = [dict(_shapes(m, feeds(model, case.sizes[1]))) for m in (model, small)]
+    softmax = next(n for n in model.graph.node if n.op_type == "Softmax")
+    scores = next(n for n in small.graph.node if n.op_type == "MatMul" and len(shapes[1][n.output[0]]) == 4)
+    assert shapes[1][scores.input[0]][-1] == shapes[0][scores.input[0]][-1]
+    before, after = (s[softmax.output[0]][1] for s in shapes)
+    assert after == (4 if "grouped_query" in case.name else int(before * 0.5 + 0.5))  # 2 of 3 key-value heads
+
+
+def _shapes(model: onnx.ModelProto, fed):
+    names = [output for node in model.graph.node for output in node.output]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n != "y")
+    return zip([o.name for o in copy.graph.output], (a.shape for a in run(copy, fed, optimize=False)), strict=True)
+
+
 def test_every_criterion_and_compensation_takes_part():
     assert set(CRITERIA) == set(get_args(Criterion))
     assert {*COMPENSATIONS, "auto"} == set(get_args(Compensation))  # auto: mean where it is known

@@ -3,6 +3,42 @@
 To add an operator, add its name to a decorator here or write a function; nothing else in the package knows operators.
 """
 
-from onnxslim_merge.channels.rules import conv, dense, elementwise, join, normalise, pool, reduce, shape
+from onnxslim_merge.channels.rules import (
+    attention,
+    conv,
+    dense,
+    einsum,
+    elementwise,
+    fused,
+    groupnorm,
+    join,
+    normalise,
+    pick,
+    pool,
+    qlinear,
+    quantise,
+    recurrent,
+    reduce,
+    resample,
+    shape,
+)
 
-__all__ = ["conv", "dense", "elementwise", "join", "normalise", "pool", "reduce", "shape"]
+__all__ = [
+    "attention",
+    "conv",
+    "dense",
+    "einsum",
+    "elementwise",
+    "fused",
+    "groupnorm",
+    "join",
+    "normalise",
+    "pick",
+    "pool",
+    "qlinear",
+    "quantise",
+    "recurrent",
+    "reduce",
+    "resample",
+    "shape",
+]

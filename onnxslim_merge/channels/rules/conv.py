@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxslim_merge.channels.claims import Balance, Ragged
+from onnxslim_merge.channels.derived import stored_name
 from onnxslim_merge.channels.labels import along
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
@@ -29,16 +30,17 @@ def conv(c: Scope) -> None:
 
 def _grouped(c: Scope, group: int) -> None:
     """Row o of the weight has labels of its own along axis 1: those of the inputs that its group reads."""
-    weight = c.tensor(1)
-    if len(c.node.inputs[1].outputs) != 1:
-        return c.freeze_all("the weight of a grouped Conv is shared")
+    weight = stored_name(c.walk.constants, c.tensor(1), 1)
+    if weight is None or len(c.node.inputs[1].outputs) != 1:
+        return c.freeze_all("the weight of a grouped Conv is shared, or behind more than scales of its outputs")
     inputs, outputs = c.axis_labels(0, 1), c.axis_labels(1, 0)
     if c.has(2) and outputs is not None and (bias := c.axis_labels(2, 0)) is not None:
         c.space.unite(outputs, bias)
     for slot in (0, 1):
         for axis in (a for a in range(len(c.shape(slot))) if a > 1 or (a == 0 and slot == 0)):
             c.freeze_axis(slot, axis, "Conv mixes this axis")
-    c.walk.labels[weight] = [] if outputs is None else [along(outputs, 0, len(c.shape(1)))]
+    own = [] if outputs is None else [along(outputs, 0, len(c.shape(1)))]
+    c.walk.labels.update({weight: own, c.tensor(1): own})
     c.give([] if outputs is None else [along(outputs, 1, len(c.out_shape()))])
     bias_slot = c.bias(2, 1, vector=True)
     c.produces(1, 0, bias_slot, groups=group)

@@ -46,12 +46,14 @@ def _filler(c: Scope, slot: int, axis: int) -> Ids:
 def split(c: Scope) -> None:
     """Each part takes its stretch of the labels; the sizes are counts."""
     axis = int(c.attr("axis", 0)) % len(c.shape(0))
-    start = 0
+    start, arrays = 0, list(c.labels(0))
+    if any(c.out_shape(index)[axis] == 1 for index in range(len(c.node.outputs))):
+        arrays = [c.whole_slices(a, axis) for a in arrays]
     for index in range(len(c.node.outputs)):
         size = c.out_shape(index)[axis]
-        part = [np.take(a, range(start, start + size), axis) for a in on_axis(c.labels(0), axis)]
+        part = [np.take(a, range(start, start + size), axis) for a in on_axis(arrays, axis)]
         _lone(c, part, axis)
-        c.give([a for a in c.labels(0) if a.shape[axis] == 1] + part, index)
+        c.give([a for a in arrays if a.shape[axis] == 1] + part, index)
         c.flow("move", [0], index)
         start += size
         reads = c.read(1, index)
@@ -73,11 +75,13 @@ def slice_rule(c: Scope) -> None:
         return c.freeze_all("the bounds of Slice are not known")
     arrays = list(c.labels(0))
     for i, axis in enumerate(int(a) % rank for a in axes):
-        found, size, reads = on_axis(arrays, axis), c.shape(0)[axis], c.read(1, i) + c.read(2, i)
-        if not found:
+        size, reads = c.shape(0)[axis], c.read(1, i) + c.read(2, i)
+        start, end, step = slice(starts[i], ends[i], steps[i]).indices(size)
+        if end - start == 1:
+            arrays = [c.whole_slices(a, axis) for a in arrays]
+        if not (found := on_axis(arrays, axis)):
             c.refuse(reads, 0, axis, "their number cuts another tensor")
             continue
-        start, end, step = slice(starts[i], ends[i], steps[i]).indices(size)
         if step != 1:
             c.refuse(found + reads, 0, axis, f"Slice takes every {step}th channel")
         elif not all(
@@ -154,15 +158,3 @@ def _pad_axis(c: Scope, arrays: Arrays, axis: int, ends: tuple[int, int], places
         elif not c.counts_element(1, place, block, axis):
             c.refuse([padded], 0, axis, "the pads cannot be rewritten")
     return [a for a in arrays if a.shape[axis] == 1] + [padded]
-
-
-@rule("Gather")
-def gather(c: Scope) -> None:
-    """Freezes the axis that it picks from; the axes of the indices come in its place, unlabelled."""
-    rank, index_rank = len(c.shape(0)), len(c.shape(1))
-    axis = int(c.attr("axis", 0)) % rank
-    c.freeze_axis(0, axis, "Gather picks from this axis")
-    c.refuse(c.labels(1), 1, None, "indices of Gather")
-    left = [a for a in c.labels(0) if a.shape[axis] == 1]
-    c.give([a.reshape(a.shape[:axis] + (1,) * index_rank + a.shape[axis + 1 :]) for a in left])
-    c.flow("private", [0])

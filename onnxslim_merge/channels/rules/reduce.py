@@ -22,6 +22,11 @@ def reduction(c: Scope) -> None:
     rank = len(c.shape(0))
     if not axes:
         axes = [] if c.attr("noop_with_empty_axes", 0) else range(rank)
+    if c.op == "ReduceMean" and "layernorm" in c.walk.allowed and _of_layer_norm(c):
+        for axis in {int(a) % rank for a in axes}:
+            c.contracts((0, axis), kind="mean")
+    else:
+        _freeze(c, {int(a) % rank for a in axes})
     _drop(c, {int(a) % rank for a in axes})
     degree = Degree.LINEAR if c.op in LINEAR else Degree.HOMOGENEOUS if c.op in HOMOGENEOUS else Degree.OTHER
     keeps = c.op in {"ReduceMean", "ReduceMax", "ReduceMin"}
@@ -31,7 +36,9 @@ def reduction(c: Scope) -> None:
 @rule("ArgMax", "ArgMin")
 def arg_extreme(c: Scope) -> None:
     """The result is a position along the axis: it freezes."""
-    _drop(c, {int(c.attr("axis", 0)) % len(c.shape(0))})
+    axis = int(c.attr("axis", 0)) % len(c.shape(0))
+    _freeze(c, {axis})
+    _drop(c, {axis})
     c.flow("private", [0])
 
 
@@ -46,10 +53,22 @@ def cumulative(c: Scope) -> None:
     return c.flow("same", [0])
 
 
-def _drop(c: Scope, axes: set[int]) -> None:
-    """Freeze `axes` and give the others, squeezed unless keepdims."""
+def _of_layer_norm(c: Scope) -> bool:
+    """Whether this mean is subtracted from its own input, or is one of squares: LayerNormalization in single steps."""
+    x, output = c.node.inputs[0], c.node.outputs[0]
+    made = x.inputs[0] if x.inputs else None
+    if made is not None and (made.op == "Pow" or (made.op == "Mul" and made.inputs[0] is made.inputs[1])):
+        return True
+    return any(user.op == "Sub" and user.inputs[0] is x for user in output.outputs)
+
+
+def _freeze(c: Scope, axes: set[int]) -> None:
     for axis in axes:
         c.freeze_axis(0, axis, f"{c.op} works along this axis")
+
+
+def _drop(c: Scope, axes: set[int]) -> None:
+    """Give what does not lie on `axes`, squeezed unless keepdims."""
     left = [a for a in c.labels(0) if not any(a.shape[axis] > 1 for axis in axes)]
     if not c.attr("keepdims", 1):
         shape = [axis for axis in range(len(c.shape(0))) if axis not in axes]

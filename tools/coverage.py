@@ -128,6 +128,13 @@ def measure(
         print(f"{index}/{len(wanted)} {' '.join(job)}: {', '.join(filter(None, said))}", flush=True)
 
 
+def _size(job: tuple[str, str, str], folder: Path, shared: Path | None) -> int:
+    """Bytes of a job's file, so that the smallest models come first; 0 where there is none yet."""
+    path, _ = find_source(job, folder, shared, export=False)
+    files = [path] if job[2] == "file" else path.parent.iterdir() if path and path.parent.exists() else []
+    return sum(file.stat().st_size for file in files if file and file.exists())
+
+
 def main(folder: Path, /, *, shared: Path | None = None, models: str = "", tools: str = "", ratio: float = 0.5,
          limit: float = 600, again: bool = False, export: bool = True, write: Path | None = None) -> None:  # fmt: skip
     """Measure what is not measured yet, then write the page.
@@ -138,6 +145,7 @@ def main(folder: Path, /, *, shared: Path | None = None, models: str = "", tools
     """
     wanted = [job for job in jobs(models, tools, shared) if re.search(tools, job[0])]
     todo = [job for job in wanted if again or not coverage_page.read(coverage_page.result_path(folder, *job))]
+    todo.sort(key=lambda job: _size(job, folder, shared))
     about = {"onnxslim-merge": tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"]}
     about |= {name: version(name) for name in PACKAGES}
     (folder / "results").mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ BATCHES = (1, 3)
 CLASSES = {"classification": 1000, "segmentation": 21}
 LAST_LAYERS = ("cls_logits", "bbox_pred", "bbox_reg", "bbox_ctrness")  # of the detectors that are no SSD
 REASONS = 5  # how many reasons for refusals are kept
-DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_}
+DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_}  # others as numpy does
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -166,7 +166,7 @@ def run_file(path: Path | None, shapes: Shapes | None) -> list[tuple[tuple[int, 
         feeds: dict[str, Any] = {}
         for tensor in session.get_inputs():
             sizes = [size if isinstance(size, int) else batch for size in tensor.shape]
-            dtype = DTYPES.get(tensor.type.removeprefix("tensor(").removesuffix(")"), np.int64)
+            dtype = np.dtype(DTYPES.get(kind := tensor.type.removeprefix("tensor(").removesuffix(")"), kind))
             values = rng.standard_normal(sizes if shapes is None else shapes[tensor.name])
             feeds[tensor.name] = (values if np.issubdtype(dtype, np.floating) else np.ones_like(values)).astype(dtype)
         for output in session.run(None, feeds):

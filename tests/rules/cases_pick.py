@@ -378,3 +378,18 @@ case(
     "NonMaxSuppression reads every channel",
     sizes=({},),
 )
+
+
+def _strided(listed: str, last: str = "q = Flatten (p) y = Gemm (q, v)") -> str:
+    """Average pool, then as_strided as torch's newer exporter writes it."""
+    return f"""g (float[N, 3, 4, 4] x) => (float[N, 5] y)
+    <float[10, 3, 1, 1] w, float[10, 5] v, int64[1] flat = {{-1}}, int64 zero = {{0}}, int64 one = {{1}},
+     int64 stride = {{10}}, int64[3] behind = {{1, 2, 3}}, int64[1, 10, 1, 1] listed = {{{listed}}}>
+    {{ a = Conv (x, w) m = GlobalAveragePool (a) f = Reshape (m, flat)
+      s = Shape <start = 0, end = 1> (x) n = Squeeze (s) r = Range (zero, n, one) k = Mul (r, stride)
+      t = Unsqueeze (k, behind) i = Add (t, listed)
+      p = Gather <axis = 0> (f, i) {last} }}"""
+
+
+case("gather_as_strided_of_all", _strided("0, 1, 2, 3, 4, 5, 6, 7, 8, 9"))
+case("gather_as_strided_of_other_order", _strided("1, 0, 2, 3, 4, 5, 6, 7, 8, 9"), "", "Gather picks from this axis")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from onnxslim_merge.channels.claims import Indices
+from onnxslim_merge.channels.claims import Count, Indices
 from onnxslim_merge.channels.labels import on_axis, rows, varying
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
@@ -13,7 +15,56 @@ from onnxslim_merge.channels.scope import Scope
 @rule("Gather")
 def gather(c: Scope) -> None:
     """Constant indices take the labels that they pick, and are renumbered; others freeze the axis they pick from."""
-    _pick(c, int(c.attr("axis", 0)) % len(c.shape(0)), c.shape(1))
+    if not _whole(c):
+        _pick(c, int(c.attr("axis", 0)) % len(c.shape(0)), c.shape(1))
+
+
+def _whole(c: Scope) -> bool:
+    """Whether all of x is picked in its own order: Reshape (x, -1) at Range x stride + (0 .. stride - 1).
+
+    So the newer exporter of torch writes as_strided behind an average pool of channels-last images. The stride counts
+    the elements of a sample, and the list behind it names them.
+    """
+    flat, total = (t.inputs[0] if t.inputs else None for t in c.node.inputs[:2])
+    if flat is None or total is None or (flat.op, total.op) != ("Reshape", "Add") or c.attr("axis", 0):
+        return False
+    x, offsets = flat.inputs[0].name, _parts(c, total)
+    steps = offsets[1].inputs[0] if offsets and offsets[1].inputs else None
+    scaled = (
+        steps.inputs[0].inputs[0] if steps is not None and steps.op == "Unsqueeze" and steps.inputs[0].inputs else None
+    )
+    stride = _parts(c, scaled) if scaled is not None and scaled.op == "Mul" else None
+    shape, start = c.walk.shapes.get(x, ()), stride[1].inputs[0] if stride and stride[1].inputs else None
+    if not offsets or not stride or start is None or start.op != "Range" or shape != c.out_shape():
+        return False
+    counted, listed = (c.walk.constants[t].values for t in (stride[0], offsets[0]))
+    bounds = [c.walk.constants.get(start.inputs[s].name) for s in (0, 2)]
+    size = int(np.prod(shape[1:]))
+    if (
+        any(b is None or b.values.size != 1 for b in bounds)
+        or [int(b.values.ravel()[0]) for b in bounds if b is not None] != [0, 1]
+        or listed.shape[1:] != shape[1:]
+        or counted.size != 1
+        or int(counted.ravel()[0]) != size
+        or not np.array_equal(listed.ravel(), np.arange(size))
+    ):
+        return False
+    arrays = [c.space.collapse(a) for a in c.walk.labels.get(x, [])]
+    lines = tuple(
+        np.broadcast_to(a[:1], (1, *shape[1:])).reshape(-1, 1) for a in arrays if any(v > 0 for v in varying(a))
+    )
+    if lines:
+        c.walk.counts += [Count("", stride[0], 0, lines), Indices("", offsets[0], None, lines)]
+    c.give(arrays)
+    c.flow("move", [0])
+    return True
+
+
+def _parts(c: Scope, node: Any) -> tuple[str, Any] | None:
+    """The constant input of a node with two inputs, and the other one."""
+    names = [t.name for t in node.inputs]
+    constant = [s for s in (0, 1) if names[s] in c.walk.constants]
+    return (names[constant[0]], node.inputs[1 - constant[0]]) if len(constant) == 1 else None
 
 
 @rule("GatherND")

@@ -178,6 +178,15 @@ case(
     "a e",
 )
 case(
+    "conv_weight_shared_through_identity",
+    """g (float[N, 3, 8, 8] x) => (float[N, 4, P, Q] y, float[N, 4, P, Q] z)
+    <float[10, 3, 1, 1] w, float[10] b, float[4, 10, 1, 1] v, float[4, 10, 1, 1] v2>
+    { w2 = Identity (w) b2 = Identity (b)
+      a = Conv (x, w, b) r = Relu (a) y = Conv (r, v)
+      h = Neg (x) e = Conv (h, w2, b2) s = Sigmoid (e) z = Conv (s, v2) }""",
+    "a e",
+)
+case(
     "conv_bias_shared_by_two",
     """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] t)
     <float[10, 3, 1, 1] w, float[10] b, float[10, 3, 1, 1] k, float[4, 10, 1, 1] v, float[4, 10, 1, 1] q, float[4] c>
@@ -1576,7 +1585,7 @@ case(
       e = Add (a, b)
       u = Relu (e)
       y = MatMul (u, v) }""",
-    "a",
+    "x a",
     "Gather picks from this axis",
 )
 

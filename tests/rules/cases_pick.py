@@ -155,7 +155,7 @@ case(
       e = MatMul (r, o)
       s = Add (x, e)
       y = MatMul (s, v) }""",
-    "a e",
+    "x a e",
     "Gather picks from this axis",
 )
 
@@ -393,3 +393,30 @@ def _strided(listed: str, last: str = "q = Flatten (p) y = Gemm (q, v)") -> str:
 
 case("gather_as_strided_of_all", _strided("0, 1, 2, 3, 4, 5, 6, 7, 8, 9"))
 case("gather_as_strided_of_other_order", _strided("1, 0, 2, 3, 4, 5, 6, 7, 8, 9"), "", "Gather picks from this axis")
+
+
+case(
+    "gather_embedding",
+    """g (int64[N, 5] ids) => (float[N, 5, 4] y) <float[20, 10] w, float[10, 4] v>
+    { a = Gather <axis = 0> (w, ids) u = Relu (a) y = MatMul (u, v) }""",
+)
+case(
+    "gather_embeddings_and_positions",
+    """g (int64[N, 5] ids, int64[N, 5] kinds) => (float[N, 5, 4] y)
+    <float[20, 10] w, float[3, 10] w2, float[5, 10] position, float[10, 4] v, float[4] c>
+    { a = Gather (w, ids) e = Gather (w2, kinds) s = Add (a, e) t = Add (s, position) u = Tanh (t)
+      d = MatMul (u, v) y = Add (d, c) }""",
+    "a e",
+)
+case(
+    "gather_tied_embedding",  # the same matrix reads ids and writes scores
+    """g (int64[N, 5] ids) => (float[N, 5, 20] y) <float[20, 10] w, float[10, 10] k>
+    { a = Gather (w, ids) e = MatMul (a, k) r = Relu (e) s = Add (a, r)
+      t = Transpose (w) y = MatMul (s, t) }""",
+    "a e",
+)
+case(
+    "gather_embedding_into_gru",
+    """g (int64[5, N] ids) => (float[5, 1, N, 4] y) <float[20, 10] w, float[1, 12, 10] k, float[1, 12, 4] r>
+    { a = Gather (w, ids) y = GRU <hidden_size = 4> (a, k, r) }""",
+)

@@ -14,9 +14,16 @@ from onnxslim_merge.channels.scope import Scope
 
 @rule("Gather")
 def gather(c: Scope) -> None:
-    """Constant indices take the labels that they pick, and are renumbered; others freeze the axis they pick from."""
-    if not _whole(c):
-        _pick(c, int(c.attr("axis", 0)) % len(c.shape(0)), c.shape(1))
+    """Constant indices take the labels that they pick, and are renumbered; others freeze the axis they pick from.
+
+    Of a constant matrix, an embedding: `v c -> * c`; a row of it is a product with a one-hot vector.
+    """
+    if _whole(c):
+        return
+    axis, table = int(c.attr("axis", 0)) % len(c.shape(0)), c.is_constant(0) and len(c.shape(0)) == 2
+    _pick(c, axis, c.shape(1))
+    if table and axis == 0 and not c.is_constant(1):
+        c.produces(0, 1, c.bias(None, len(c.out_shape()) - 1))
 
 
 def _whole(c: Scope) -> bool:

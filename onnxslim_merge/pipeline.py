@@ -43,7 +43,7 @@ from onnxslim_merge.verify.gates import LARGE, Judge, check_file
 from onnxslim_merge.views import Views
 
 SYNTHETIC = (8, 32)  # synthetic samples, least and most: a channel's mean over many positions settles early
-SYNTHETIC_ELEMENTS = 1 << 21  # and of all of them: large images have many positions
+SYNTHETIC_ELEMENTS = 1 << 20  # and of all of them: large images have many positions
 FEW = 8  # samples for the exact checks, and fewer of large inputs: a wrong channel shows at each of their positions
 FEW_ELEMENTS = 1 << 18
 Kept = dict[str, NDArray[np.int64]]

@@ -100,6 +100,7 @@ def test_times_belong_to_their_task(monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock)
     seconds = interleaved([lambda: run(2.0), lambda: run(0.5)], min_pairs=3, budget_s=20, seed=0)
     np.testing.assert_allclose(seconds, [[2.0, 0.5]] * 8)  # 8 pairs of 2.5 s fill 20 s
+    assert len(interleaved([lambda: run(4.0)], min_pairs=15, budget_s=1, seed=0)) == 5  # very slow: ten seconds, then 5
     assert len(interleaved([lambda: run(2.0)], min_pairs=3, budget_s=1, seed=0)) == 3
 
 

@@ -15,6 +15,7 @@ from onnxslim_merge.runtime import CPU, Runner, with_cpu
 
 WARM_UP_RUNS = 3
 MAX_PAIRS = 1000
+FEW_PAIRS, PATIENCE = 5, 10.0  # of a model so slow that the least of pairs takes longer than these seconds
 RESAMPLES = 2000
 
 
@@ -54,8 +55,9 @@ def measure(
     """Time both models on one feed, for each provider: single runs in pairs, in random order within each pair.
 
     Interleaving makes both models see the same clock, cache and noise. Pairs are taken for `budget_s` seconds for each
-    provider, but at least `min_pairs` (a slow model takes longer) and at most 1000. A provider that ran no node of a
-    model is left out if another row already has what ran instead. Raises VerifyError if a model does not load or run.
+    provider, but at least `min_pairs` (a slow model takes longer; 5 after ten seconds) and at most 1000. A
+    provider that ran no node of a model is left out if another row already has what ran instead. Raises VerifyError if
+    a model does not load or run.
     """
     libraries = tuple(custom_ops)
     speeds: dict[str, Speed] = {}
@@ -122,18 +124,24 @@ def ran_on(requested: str, before: Mapping[str, int], after: Mapping[str, int]) 
 
 
 def interleaved(tasks: Sequence[Callable[[], object]], *, min_pairs: int, budget_s: float, seed: int) -> np.ndarray:
-    """(rounds, tasks) seconds: every round runs each task once, in random order, until the budget and least are met."""
+    """(rounds, tasks) seconds: every round runs each task once, in random order, until the budget and least are met.
+
+    After ten seconds 5 rounds are enough.
+    """
     rng = np.random.default_rng(seed)
     rounds: list[np.ndarray] = []
-    end = time.perf_counter() + budget_s
-    while len(rounds) < min_pairs or (time.perf_counter() < end and len(rounds) < MAX_PAIRS):
+    began = time.perf_counter()
+    while True:
+        spent = time.perf_counter() - began
+        least = min_pairs if spent < max(PATIENCE, budget_s) else min(min_pairs, FEW_PAIRS)
+        if len(rounds) >= least and (spent >= budget_s or len(rounds) >= MAX_PAIRS):
+            return np.array(rounds)
         seconds = np.empty(len(tasks))
         for task in rng.permutation(len(tasks)):
             start = time.perf_counter()
             tasks[task]()
             seconds[task] = time.perf_counter() - start
         rounds.append(seconds)
-    return np.array(rounds)
 
 
 def ratio_interval(seconds: np.ndarray, *, seed: int, confidence: float = 0.95) -> tuple[float, float]:

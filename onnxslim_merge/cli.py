@@ -56,7 +56,9 @@ class SettingsOptions:
     scope: Annotated[
         Scope | None,
         Parameter(
-            group=_AMOUNT, help=f"inner: only channels inside blocks, none that an Add ties. (default {_DEFAULT.scope})"
+            group=_AMOUNT,
+            help="inner: only channels of one layer that meet no other's, as streams, gates and heads do."
+            f" (default {_DEFAULT.scope})",
         ),
     ] = None
     ratio_for: Annotated[

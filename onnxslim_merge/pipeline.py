@@ -44,8 +44,7 @@ from onnxslim_merge.views import Views
 
 SYNTHETIC = (8, 32)  # synthetic samples, least and most: a channel's mean over many positions settles early
 SYNTHETIC_ELEMENTS = 1 << 20  # and of all of them: large images have many positions
-FEW = 8  # samples for the exact checks, and fewer of large inputs: a wrong channel shows at each of their positions
-FEW_ELEMENTS = 1 << 18
+FEW, FEW_ELEMENTS = 8, 1 << 18  # samples for the exact checks, fewer of large inputs: a wrong channel shows everywhere
 Kept = dict[str, NDArray[np.int64]]
 Progress = Callable[[str], None]
 
@@ -128,8 +127,7 @@ def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
     specs = input_specs(source.proto)
     if settings.calibration_data is not None:
         return load_samples(settings.calibration_data, specs)
-    elements = sum(int(np.prod(shape)) for shape in probe.inputs.values()) // max(probe.batch, 1)
-    count = min(max(SYNTHETIC_ELEMENTS // max(elements, 1), SYNTHETIC[0]), SYNTHETIC[1])
+    count = min(max(SYNTHETIC_ELEMENTS // max(probe.elements, 1), SYNTHETIC[0]), SYNTHETIC[1])
     return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=FEW)
 
 
@@ -157,6 +155,7 @@ class Work:
     analysis: Analysis
     notes: list[str] = field(default_factory=list)
     automatic: bool = False
+    scores: dict[str, Any] = field(default_factory=dict)
 
     def decide(self) -> None:
         """Settle what "auto" means for this model."""
@@ -190,7 +189,7 @@ class Work:
         return Statistics(views, cells, measured, spread=spread)
 
     def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> Kept:
-        settings, scores, kept = self.run.settings, {}, Kept()
+        settings, scores, kept = self.run.settings, self.scores, Kept()
         carries_mean = settings.carries_mean
         for cell in self.analysis.cells:
             if (amount := found[cell.name]).keep < cell.size:
@@ -204,6 +203,7 @@ class Work:
         """The plan of `kept`; if it differs from its twin, that of the cells that do not."""
 
         def planned(some: Mapping[str, NDArray[np.int64]]) -> SlimPlan:
+            some = repair(self.analysis, some, self.scores)  # without its neighbours a cell may leave groups unequal
             with self.run.stage("merge"):
                 solution = solve(views, some, statistics, settings)
             return self._build(some, found, solution, settings)
@@ -244,8 +244,8 @@ class Work:
 
     def judge(self) -> Judge:
         """The checks of this run."""
-        size = sum(int(np.prod(shape)) for shape in self.probes[0].inputs.values()) // max(self.probes[0].batch, 1)
-        few = self.samples.first(min(max(FEW_ELEMENTS // max(size, 1), 2), FEW), input_specs(self.source.proto))
+        count = min(max(FEW_ELEMENTS // max(self.probes[0].elements, 1), 2), FEW)
+        few = self.samples.first(count, input_specs(self.source.proto))
         return Judge(self.source, self.graph, self.samples, few, self.run.settings.custom_ops)
 
     def in_memory(self, plan: SlimPlan) -> SlimResult:

@@ -22,7 +22,7 @@ from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.views import Floats, channel_vector
 
 Stays = NDArray[np.bool_]
-GIVEN_BACK = "given back: groups of a grouped operator could not keep equally many, or a tensor would lose all channels"
+GIVEN_BACK = "given back: a tensor would lose all channels, or no choice was found that leaves all groups equally many"
 NOT_EXACT = "removing its channels was not exact: our bug, please report it"
 
 
@@ -43,6 +43,13 @@ class Planner:
         self._taken = set(self._uses) | set(analysis.labels) | {node.name for node in analysis.graph.nodes}
         self._nodes = {node.name: node for node in analysis.graph.nodes}
 
+    def check(self) -> None:
+        """Raises InternalError if the kept channels of a tensor are no full rectangle: their order could change."""
+        for name, arrays in self.analysis.labels.items():
+            for kept in (self.mask[a] for a in arrays if len(varying(a)) > 1):
+                if not _is_rectangle(kept):
+                    raise InternalError(f"the kept channels of {name} are no rectangle: please report this")
+
     @property
     def edits(self) -> tuple[Edit, ...]:
         """All edits so far."""
@@ -52,10 +59,7 @@ class Planner:
         """Which of the `size` indices along `axis` stay, (size,)."""
         stays = np.ones(size, bool)
         for array in (a for a in arrays if a.shape[axis] > 1):
-            kept = self.mask[array]
-            if len(varying(array)) > 1 and not _is_rectangle(kept):
-                raise InternalError("the kept channels of a tensor are no rectangle: please report this")
-            stays &= kept.any(tuple(a for a in range(array.ndim) if a != axis))
+            stays &= self.mask[array].any(tuple(a for a in range(array.ndim) if a != axis))
         return stays
 
     def gathers(self) -> Iterator[Gather]:
@@ -241,6 +245,7 @@ def build_plan(
     Raises InternalError if the kept channels of some tensor are no full rectangle.
     """
     planner = Planner(analysis, kept)
+    planner.check()
     planner.edit(solution)
     return SlimPlan(
         source_sha256=sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from onnxslim_merge.model_io import Source, runnable
 from onnxslim_merge.runtime import Runner
 
 SPACE = (224, 64, 96, 128, 256, 320)
+ODD = (97, 131, 113, 149, 103, 127)  # tried first at the second run, one for each axis: what holds by luck shows
 LIMIT = 1024
 
 
@@ -31,6 +33,11 @@ class Probe:
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     batch: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Of the inputs of one sample."""
+        return sum(int(np.prod(shape)) for shape in self.inputs.values()) // max(self.batch, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ _Patterns = dict[str, list[int | _Free]]
 def probe_shapes(
     graph: gs.Graph, source: Source, given: Mapping[str, tuple[int, ...]], custom_ops: Sequence[Path] = ()
 ) -> tuple[Probe, ...]:
-    """Run `graph` at one choice of its open sizes, and at a second one where there is one that runs.
+    """Run `graph` at one choice of its open sizes, and at a second one where there is one that runs, odd if it can be.
 
     Raises UsageError for an `--input-shapes` that does not fit, VerifyError if no choice of sizes runs.
     """
@@ -58,7 +65,7 @@ def probe_shapes(
         first, used = _first_that_runs(runner, graph, patterns, [(b, s) for s in spaces for b in (2, 1)], given)
         if not free:
             return (first,)
-        others = [(3, s) for s in (*(s for s in spaces if s != used[1]), used[1])]
+        others = [(3, s) for s in (0, *(s for s in spaces if s != used[1]), used[1])]
         try:
             return (first, _first_that_runs(runner, graph, patterns, others, {})[0])
         except VerifyError:
@@ -110,9 +117,12 @@ def _first_that_runs(
     given: Mapping[str, tuple[int, ...]],
 ) -> tuple[Probe, tuple[int, int]]:
     failure: VerifyError | None = None
+    keys = dict.fromkeys(a.key for shape in patterns.values() for a in shape if isinstance(a, _Free) and not a.batch)
+    odd = dict(zip(keys, itertools.cycle(ODD), strict=False))
     for batch, space in choices:
         sizes = {
-            name: given.get(name) or tuple(a if isinstance(a, int) else batch if a.batch else space for a in shape)
+            name: given.get(name)
+            or tuple(a if isinstance(a, int) else batch if a.batch else space or odd[a.key] for a in shape)
             for name, shape in patterns.items()
         }
         try:

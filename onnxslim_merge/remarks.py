@@ -37,7 +37,8 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
     inexact = sum(mask.kind != "sum" for mask in plan.masks)
     if inexact:
         notes.append(
-            f"inexact, as allowed: {inexact} averages of LayerNormalizations are over fewer channels (in the twin, too)"
+            f"inexact, as allowed: {inexact} means of LayerNormalization or RMSNormalization are over fewer channels,"
+            " in the twin too"
         )
     listed = {value.name for value in source.proto.graph.input}
     shrunk = sorted({gather.tensor for gather in plan.gathers} & listed)

@@ -63,7 +63,8 @@ def _amount(analysis: Analysis, settings: Settings, cell: Cell, names: list[str]
     least = -(-settings.min_channels // parts)
     keep = parts * kept_count(size, ratio, least, multiple // math.gcd(multiple, parts))
     if keep == cell.size:
-        return Amount(keep, "kept", f"nothing to remove: {source}", source)
+        why = f" --channel-multiple {settings.channel_multiple}" if multiple > 1 and ratio else ""
+        return Amount(keep, "kept", f"nothing to remove: {source}{why}", source)
     return Amount(keep, "slimmed", "", source)
 
 
@@ -82,12 +83,13 @@ def kept_count(size: int, ratio: float, least: int = 1, multiple: int = 1) -> in
 
 
 def _multiple(analysis: Analysis, settings: Settings, cell: Cell) -> int:
-    if settings.channel_multiple != "auto":
-        return settings.channel_multiple
-    if cell.size < AUTO_SMALL:
-        return 1
-    weight = analysis.constants[analysis.producers[cell.producers[0]].weight]
-    return 8 if np.dtype(weight.dtype).itemsize >= 4 else 16  # tensor cores of 2- and 1-byte types want 16
+    producer = analysis.producers[cell.producers[0]]
+    places = int(np.isin(analysis.roots[producer.labels], cell.labels).sum())  # of heads, as many as all are wide
+    multiple = settings.channel_multiple
+    if multiple == "auto":
+        small = np.dtype(analysis.constants[producer.weight].dtype).itemsize < 4
+        multiple = 1 if places < AUTO_SMALL else 16 if small else 8  # tensor cores of 2- and 1-byte types want 16
+    return multiple // math.gcd(multiple, places // cell.size)
 
 
 def choose(cell: Cell, scores: Floats, keep: int) -> NDArray[np.int64]:
@@ -103,7 +105,7 @@ def repair(
 ) -> dict[str, NDArray[np.int64]]:
     """Give back the best channels to whatever would lose all of its own (one part of a Split, say) or too many.
 
-    Too many have left a group of a grouped operator of which another keeps more.
+    Too many have left a group of a grouped operator of which another keeps more. No scores: the first come back.
     """
     result = dict(kept)
     owner = {label: (cell, i) for cell in analysis.cells for i, label in enumerate(cell.labels.tolist())}
@@ -111,10 +113,10 @@ def repair(
     def give_back(labels: Ids) -> None:
         gone = labels.ravel()[~mask[labels.ravel()]]
         found = [owner[label] for label in dict.fromkeys(analysis.roots[gone].tolist())]
-        cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]))
+        cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]) if scores else 0.0)
         result[cell.name] = np.union1d(result[cell.name], [index])
 
-    arrays = [a for arrays in analysis.labels.values() for a in arrays if len(varying(a)) == 1]
+    arrays = [a for arrays in analysis.labels.values() for a in arrays if a.size and len(varying(a)) < 2]
     lines = [*arrays, *(row for balance in analysis.balances for row in balance.labels)]
     while True:
         mask = keep_mask(analysis, result)

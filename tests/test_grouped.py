@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from textmodels import dense, distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
+from onnxslim_merge.channels import registry
 
 GROUPS, MEMBERS, OUTPUTS = 3, 4, 4
 
@@ -143,3 +144,75 @@ def test_groups_that_overlap_get_channels_back():
     assert kept(result, "d") != list(range(12))
     whole_cells = [g for g in result.report.groups if g.channels_after == g.channels_before]
     assert all(g.reason for g in whole_cells)
+
+
+def test_groups_of_two_sizes_keep_equally_many_of_both():
+    """24 channels that one Conv makes in 2 groups and the next reads in 3: parts of 4 fit both."""
+    whole = parse(
+        """g (float[N, 4, 6, 6] x) => (float[N, 4, P, Q] y)
+        <float[24, 2, 1, 1] w, float[12, 8, 3, 3] k, float[4, 12, 1, 1] v>
+        { a = Conv <group = 2> (x, w) r = Relu (a) d = Conv <group = 3, pads = [1, 1, 1, 1]> (r, k) y = Conv (d, v) }"""
+    )
+    result = onnxslim_merge.slim(whole, ratio=0.5, compensation="none")
+    keep = np.array(kept(result, "a"))
+    assert np.bincount(keep // 12).tolist() == [6, 6]
+    assert np.bincount(keep // 8).tolist() == [4, 4, 4]
+
+
+def test_sizes_without_a_common_part_leave_what_one_of_them_allows():
+    """15 channels in 3 and in 5 groups: no part of two channels fits both, but a choice may be found all the same."""
+    whole = parse(
+        """g (float[N, 3, 6, 6] x) => (float[N, 4, P, Q] y, float[N, 4, P, Q] z)
+        <float[15, 3, 1, 1] w, float[6, 5, 1, 1] k, float[5, 3, 1, 1] k2, float[4, 6, 1, 1] v, float[4, 5, 1, 1] v2>
+        { a = Conv (x, w) d = Conv <group = 3> (a, k) y = Conv (d, v) e = Conv <group = 5> (a, k2) z = Conv (e, v2) }"""
+    )
+    result = onnxslim_merge.slim(whole, ratio=0.4, compensation="none")
+    assert result.report.twin_max_error <= 1e-4
+    keep = np.array(kept(result, "a"))
+    assert len(set(np.bincount(keep // 5, minlength=3))) == len(set(np.bincount(keep // 3, minlength=5))) == 1
+
+
+def test_a_shuffled_cell_is_cut_by_the_groups_behind_it():
+    """Each member lies twice in one group of the next Conv, once for each group in front of it."""
+    whole = parse(
+        """g (float[N, 3, 6, 6] x) => (float[N, 4, P, Q] y)
+        <float[16, 3, 1, 1] w, int64[5] cut = {0, 2, 8, 6, 6}, int64[4] join = {0, -1, 6, 6},
+         float[16, 8, 3, 3] k, float[4, 16, 1, 1] v>
+        { a = Conv (x, w) s0 = Reshape (a, cut) s1 = Transpose <perm = [0, 2, 1, 3, 4]> (s0) s = Reshape (s1, join)
+          d = Conv <group = 2, pads = [1, 1, 1, 1]> (s, k) y = Conv (d, v) }"""
+    )
+    result = onnxslim_merge.slim(whole, ratio=0.5, compensation="none")
+    assert len(kept(result, "a")) == 4
+    assert len([m for m in kept(result, "a") if m < 4]) == 2
+
+
+def test_a_multiple_counts_what_a_channel_is_wide():
+    """Of heads that are 6 wide, two are 12 channels: a multiple of 4, while three would be 18."""
+    from rules import cases_transformer  # noqa: F401 - adds to CASES
+    from rules.cases import CASES
+
+    case = next(c for c in CASES if c.name == "attention")
+    result = onnxslim_merge.slim(parse(case.text), ratio=0.3, compensation="none", channel_multiple=4)
+    assert len(kept(result, "q0")) in (2, 4)
+
+
+def test_a_guilty_cell_beside_a_group_is_found(monkeypatch):
+    """While the culprit is searched, cells are tried without their neighbours: groups must stay equal then, too."""
+
+    def passes(c):
+        c.give(list(c.labels(0)))
+        c.flow("private", [0])
+
+    monkeypatch.setitem(registry._RULES, ("", "CumSum"), passes)
+    whole = parse(
+        """g (float[N, 3, 4, 4] x) => (float[N, 4, P, Q] y, float[N, 4, P, Q] z)
+        <float[6, 3, 1, 1] w, float[6] b, float[10, 3, 1, 1] w2, float[10] b2, float[12, 8, 1, 1] k, float[12] b1,
+         float[4, 12, 1, 1] v, float[4, 10, 1, 1] v2, int64 one = {1}>
+        { a = Conv (x, w, b) e = Conv (x, w2, b2) j = Concat <axis = 1> (a, e) d = Conv <group = 2> (j, k, b1)
+          y = Conv (d, v) s = CumSum (e, one) z = Conv (s, v2) }"""
+    )
+    result = onnxslim_merge.slim(whole, ratio=0.5, compensation="none")
+    assert [note for note in result.report.notes if note.startswith("Conv_e") and "our bug" in note]
+    assert kept(result, "e") == list(range(10))
+    assert len(kept(result, "d")) == 6
+    assert result.report.twin_max_error <= 1e-4

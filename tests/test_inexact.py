@@ -74,13 +74,38 @@ def test_without_the_option_it_stays_whole_and_says_why(norm, opset, operator):
     assert not [note for note in result.report.notes if "inexact" in note]
 
 
-def test_other_means_over_channels_stay_frozen():
-    """Spatial attention averages over channels too, but it is no normalisation."""
+GATES = {
+    "mean": "m = ReduceMean <axes = [-1]> (a) s = Sigmoid (m) n = Mul (a, s)",
+    "mean_of_squares": "q = Mul (a, a) m = ReduceMean <axes = [-1]> (q) s = Sigmoid (m) n = Mul (a, s)",
+    "mean_of_cubes": "q = Pow (a, three) m = ReduceMean <axes = [-1]> (q) e = Add (m, eps) r = Sqrt (e) n = Div (a, r)",
+    "centred_only": "m = ReduceMean <axes = [-1]> (a) n = Sub (a, m)",
+    "other_divided": "q = Pow (a, two) m = ReduceMean <axes = [-1]> (q) e = Add (m, eps) r = Sqrt (e) h = Relu (a)"
+    " n = Div (h, r)",
+    "mean_used_twice": "q = Pow (a, two) m = ReduceMean <axes = [-1]> (q) e = Add (m, eps) r = Sqrt (e) z = Div (a, r)"
+    " n = Mul (z, m)",
+}
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_other_means_over_channels_stay_frozen(gate):
+    """Gates and centring average over channels too, but are no normalisation."""
     whole = parse(
-        """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
-        <float[8, 3, 1, 1] w, float[1, 1, 3, 3] k, float[4, 8, 1, 1] v>
-        { a = Conv (x, w) m = ReduceMean <axes = [1]> (a) s = Conv <pads = [1, 1, 1, 1]> (m, k) g = Sigmoid (s)
-          u = Mul (a, g) y = Conv (u, v) }"""
+        f"""g (float[N, 5, 12] x) => (float[N, 5, 6] y)
+        <float[12, 16] w, float two = {{2}}, float three = {{3}}, float eps = {{9}}, float[16, 6] v>
+        {{ a = MatMul (x, w) {gate} y = MatMul (n, v) }}""",
+        opset=13,
+    )
+    result = onnxslim_merge.slim(whole, ratio=0.5, allow_inexact="layernorm")
+    assert all(group.channels_after == group.channels_before for group in result.report.groups)
+
+
+@pytest.mark.parametrize("operator", ["LayerNormalization", "RMSNormalization"])
+def test_a_scale_of_more_axes_freezes(operator):
+    whole = parse(
+        f"""g (float[N, 5, 12] x) => (float[N, 5, 6] y) <float[12, 16] w, float[1, 16] ga, float[16, 6] v>
+        {{ a = MatMul (x, w) n = {operator} <axis = -1> (a, ga) y = MatMul (n, v) }}""",
+        opset=23,
+        ir=11,
     )
     result = onnxslim_merge.slim(whole, ratio=0.5, allow_inexact="layernorm")
     assert all(group.channels_after == group.channels_before for group in result.report.groups)

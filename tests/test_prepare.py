@@ -78,7 +78,8 @@ def assert_canonical(source: Source, graph: gs.Graph) -> None:
     assert all(names)
     assert len(names) == len(set(names))
     origin = {node.name for node in source.proto.graph.node if node.name}
-    assert {node.name for node in graph.nodes if not node.name.startswith(f"{node.op}_")} <= origin
+    named = {node.name.partition(".own.")[0] for node in graph.nodes if not node.name.startswith(f"{node.op}_")}
+    assert named <= origin
     model = build(graph, source)
     assert model.opset_import == source.proto.opset_import
     assert model.ir_version == source.proto.ir_version
@@ -112,6 +113,7 @@ NODES_AT_MOST = {  # what the folding of shape chains has to reach
     "ppocr_v2_cls": 233,
     "ultraface_slim320": 138,
     "mnist8_cntk": 11,
+    "magika_standard_v3_3": 101,  # 95 and six copies of shapes that several nodes used
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,10 +73,10 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: 
 
     allow_inexact: names of rules that may cut what changes a statistic, such as "layernorm".
     """
-    allowed = frozenset(allow_inexact)
-    first = _settled(graph, probes[0], allowed, np.empty(0, np.int64))
+    common = _Common(graph, frozenset(allow_inexact), frozenset(_stretching(probes)), frozenset(_fed(graph)))
+    first = _settled(common, probes[0], np.empty(0, np.int64))
     for probe in probes[1:]:  # what is tied at one size may be tied at all: it only means that less can leave
-        _freeze_differences(first, _settled(graph, probe, allowed, _ties(first)))
+        _freeze_differences(first, _settled(common, probe, _ties(first)))
     cells = find_cells(first)
     space = first.space
     return Analysis(
@@ -100,13 +100,40 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: 
     )
 
 
-def _settled(graph: gs.Graph, probe: Probe, allowed: frozenset[str], ties: Ids) -> Walk:
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What all walks share. fed: tensors whose values come from the data, not from shapes alone."""
+
+    graph: gs.Graph
+    allowed: frozenset[str]
+    stretching: frozenset[tuple[str, int]]
+    fed: frozenset[str]
+
+
+def _stretching(probes: Sequence[Probe]) -> Iterator[tuple[str, int]]:
+    first = probes[0].shapes
+    for other in probes[1:]:
+        for name, shape in other.shapes.items():
+            if len(first.get(name, ())) == len(shape):
+                yield from ((name, axis) for axis, n in enumerate(shape) if n != first[name][axis])
+
+
+def _fed(graph: gs.Graph) -> set[str]:
+    found = {t.name for t in graph.inputs}
+    for node in graph.nodes:
+        own = any(isinstance(v, gs.Graph) for v in node.attrs.values())
+        if node.op not in ("Shape", "Size") and (own or any(t.name in found for t in node.inputs)):
+            found |= {t.name for t in node.outputs if t.name}
+    return found
+
+
+def _settled(common: _Common, probe: Probe, ties: Ids) -> Walk:
     """Walk until no tensor holds channels that vary along several axes: what is tied in one walk, the next starts with.
 
     Rules decide by the axes along which channels vary, so they have to see the ties that later nodes ask for.
     """
     while True:
-        walk = _walk(graph, probe, ties, allowed)
+        walk = _walk(common, probe, ties)
         if not any(len(varying(a)) > 1 for arrays in walk.labels.values() for a in arrays):
             return walk
         found = _ties(walk)
@@ -123,13 +150,14 @@ def _ties(walk: Walk) -> Ids:
     return walk.space.find(np.arange(walk.own, dtype=np.int64))
 
 
-def _walk(graph: gs.Graph, probe: Probe, ties: Ids, allowed: frozenset[str]) -> Walk:
+def _walk(common: _Common, probe: Probe, ties: Ids) -> Walk:
+    graph, values = common.graph, {n: v for n, v in probe.values.items() if n not in common.fed}
     constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
     shapes = {**probe.shapes, **{name: tuple(t.shape) for name, t in constants.items()}}
     captured = frozenset(_captured(graph))
     exposed = captured | {t.name for t in graph.outputs}
     known = {**constants, **derived_constants(graph.nodes, constants, shapes)}
-    walk = Walk(shapes, dict(probe.values), known, graph.opset, exposed, allowed)
+    walk = Walk(shapes, values, known, graph.opset, exposed, common.allowed, common.stretching)
     for name, tensor in constants.items():
         _label_constant(walk, name, tensor)
     walk.own = walk.space.size

@@ -61,22 +61,33 @@ def find_cells(walk: Walk) -> tuple[Cell, ...]:
 
 
 def _parts(labels: Ids, balances: Sequence[Ids]) -> Ids | None:
-    """The finest division of a cell into equal parts that a balance (groups, members) asks for.
+    """A division of a cell into equal parts that are no larger than any balance (groups, members) needs.
 
-    Where divisions do not fit each other, `select.repair` gives back channels until all groups are equal.
+    Where a balance cuts the cell into unequal parts, or a channel lies in several groups, `select.repair` gives back
+    channels until all groups are equal.
     """
-    best: Ids | None = None
-    for groups in balances:
-        flat = groups.ravel()
-        order = np.argsort(flat, kind="stable")
-        place = np.minimum(np.searchsorted(flat[order], labels), flat.size - 1)
-        if (flat[order[place]] != labels).any() or np.isin(flat, labels).sum() != labels.size:
-            continue
-        row = order[place] // groups.shape[1]
-        sizes = np.unique(row, return_counts=True)[1]
-        if (sizes == sizes[0]).all() and (best is None or len(sizes) > len(best)):
-            best = np.argsort(row, kind="stable").reshape(len(sizes), -1)
-    return best
+    found = [row for groups in balances if (row := _groups_of(labels, groups)) is not None]
+    if not found:
+        return None
+    common = np.unique(np.stack(found), axis=1, return_inverse=True)[1].ravel()
+    finest = max(found, key=lambda row: len(np.unique(row)))
+    parts = [np.gcd.reduce(np.unique(division, return_counts=True)[1]) for division in (common, finest)]
+    division, size = (common, parts[0]) if parts[0] > 1 else (finest, parts[1])
+    if size == labels.size:
+        return None
+    return np.argsort(division, kind="stable").reshape(-1, size)
+
+
+def _groups_of(labels: Ids, groups: Ids) -> Ids | None:
+    """The group that each label lies in, as often as every other; None if that is not so."""
+    flat = groups.ravel()
+    order = np.argsort(flat, kind="stable")
+    first, last = (np.searchsorted(flat[order], labels, side) for side in ("left", "right"))
+    times = last - first
+    if times[0] == 0 or (times != times[0]).any():
+        return None
+    rows = order // groups.shape[1]
+    return rows[first] if (rows[first] == rows[last - 1]).all() else None
 
 
 def _name(producer: Producer) -> str:

@@ -69,7 +69,9 @@ def _same(a: Ids, b: Ids | None) -> bool:
 
 def _product(walk: Walk, element: Element, mine: Ids | None) -> bool:
     """B x heads: the constant counts the channels that every sample repeats. C x H x W: follows if C is labelled."""
-    parts = list(leaves(element))
+    parts = list(_factors(element))
+    if any(part is not None and part[0] == "quotient" and read(walk, part) for part in parts):
+        return False
     lines = [_line(walk, _of_leaf(walk, part), part[2]) for part in parts if part is not None and _of_leaf(walk, part)]
     if mine is None:
         return False
@@ -88,6 +90,29 @@ def _product(walk: Walk, element: Element, mine: Ids | None) -> bool:
                     walk.counts.append(Count("", part[1], part[2], (unit[:, None],)))
                     return True
     return False
+
+
+def _factors(element: Element) -> Iterator[Element]:
+    """What is multiplied; a quotient among it is one number."""
+    if element is not None and element[0] == "product":
+        for part in element[1:]:
+            yield from _factors(part)
+    else:
+        yield element
+
+
+def value(walk: Walk, element: Element) -> int | None:
+    """The number that an element stands for at the probe."""
+    if element is None:
+        return None
+    if element[0] == "const":
+        return int(np.asarray(walk.constants[element[1]].values).ravel()[element[2]])
+    if element[0] == "dim":
+        return walk.shapes[element[1]][element[2]]
+    a, b = (value(walk, part) for part in element[1:])
+    if a is None or b is None or (element[0] == "quotient" and b <= 0):
+        return None
+    return a * b if element[0] == "product" else a // b
 
 
 def _quotient(walk: Walk, element: Element, mine: Ids | None) -> bool:

@@ -6,17 +6,20 @@ a rule can claim a number that counts channels, and so that one that leaks into 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxslim_merge.channels.claims import Refusal
-from onnxslim_merge.channels.counting import leaves
+from onnxslim_merge.channels.counting import leaves, value
 from onnxslim_merge.channels.labels import on_axis
 from onnxslim_merge.channels.scope import Scope
 from onnxslim_merge.channels.walk import Element, Walk
 
+log = logging.getLogger(__name__)
 LIMIT = 1024
 # Inputs at which a rule itself judges the numbers that it reads.
 JUDGED = {"Reshape": {1}, "Slice": {1, 2}, "Split": {1}, "Pad": {1}, "Expand": {1}, "Resize": {3}, "CenterCropPad": {1}}
@@ -50,8 +53,8 @@ def _gather(c: Scope) -> list[Element] | None:
 
 
 def _concat(c: Scope) -> list[Element] | None:
-    parts = [c.walk.elements.get(c.tensor(s)) for s in range(len(c.node.inputs))]
-    return None if any(p is None for p in parts) else [e for p in parts if p is not None for e in p]
+    parts = [c.walk.elements.get(c.tensor(s), [None] * int(np.prod(c.shape(s)))) for s in range(len(c.node.inputs))]
+    return [element for part in parts for element in part]
 
 
 def _slice(c: Scope) -> list[Element] | None:
@@ -79,15 +82,24 @@ def _arithmetic(c: Scope) -> list[Element] | None:
 
 def _where(c: Scope) -> list[Element] | None:
     """Picked by a condition as it was at the probe: exporters ask whether a number is -1, which no cut changes."""
-    condition = c.walk.values.get(c.tensor(0))
+    condition = _condition(c)
     parts = [c.walk.elements.get(c.tensor(s)) for s in (1, 2)]
     if condition is None or any(part is None or len(part) != condition.size for part in parts):
         return None
-    made = c.node.inputs[0].inputs
-    if not (made and made[0].op == "Equal" and _asks_for_minus_one(Scope(made[0], c.walk))):
-        return None
     yes, no = (part for part in parts if part is not None)
     return [a if k else b for k, a, b in zip(condition.ravel().tolist(), yes, no, strict=True)]
+
+
+def _condition(c: Scope) -> NDArray[np.bool_] | None:
+    """A constant, or which numbers are -1."""
+    if c.is_constant(0):
+        return np.asarray(c.walk.constants[c.tensor(0)].values, bool)
+    made = Scope(c.node.inputs[0].inputs[0], c.walk) if c.node.inputs[0].inputs else None
+    if made is None or not _asks_for_minus_one(made):
+        return None
+    constant = 0 if made.is_constant(0) else 1
+    numbers = made.integers(1 - constant)
+    return None if numbers is None else np.array(numbers) == made.constant(constant).ravel()
 
 
 def _asks_for_minus_one(c: Scope) -> bool:
@@ -113,7 +125,7 @@ def trace(node: gs.Node, walk: Walk) -> None:
     function = TRACED.get(node.op)
     integer = bool(node.outputs) and node.outputs[0].dtype is not None and _integer(node, walk)
     if function is not None and (node.op == "Shape" or (integer and _traced_inputs(c))):
-        found = function(c)
+        found = _checked(c, function)
         if found is not None:
             walk.elements[c.output()] = found
             return
@@ -121,6 +133,23 @@ def trace(node: gs.Node, walk: Walk) -> None:
         return
     for slot in (s for s in range(len(node.inputs)) if c.has(s)):
         use(c.tensor(slot), c.name, c.op, "is computed with", walk, judged=slot in JUDGED.get(node.op, ()))
+
+
+def _checked(c: Scope, function: Callable[[Scope], list[Element] | None]) -> list[Element] | None:
+    """The elements of a list of numbers, if they are what the graph computed at the probe."""
+    if len(c.out_shape()) > 1:
+        return None
+    try:
+        found = function(c)
+    except (IndexError, KeyError, TypeError, ValueError):
+        log.debug("tracing %s failed", c.name, exc_info=True)
+        return None
+    seen = c.walk.values.get(c.output())
+    if found is None or seen is None:
+        return found
+    told = [value(c.walk, element) for element in found]
+    right = len(told) == seen.size and all(t in (None, v) for t, v in zip(told, seen.ravel().tolist(), strict=True))
+    return found if right else None
 
 
 def use(tensor: str, node: str, op_type: str, what: str, walk: Walk, *, judged: bool = False) -> None:

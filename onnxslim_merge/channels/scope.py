@@ -85,6 +85,10 @@ class Scope:
         """The label arrays of input `slot`."""
         return self.walk.labels.get(self.tensor(slot), []) if self.has(slot) else []
 
+    def stretches(self, slot: int, axis: int) -> bool:
+        """Whether `axis` of input `slot` has another length when the input has another size."""
+        return (self.tensor(slot), axis) in self.walk.stretching
+
     def axis_labels(self, slot: int, axis: int) -> Ids | None:
         """The one factor along `axis` of input `slot`, shape (n,); None where there is none.
 
@@ -154,6 +158,8 @@ class Scope:
             if not self.has(slot):
                 continue
             letters = _letters(term.split(), len(self.shape(slot)))
+            if len(letters) != len(self.shape(slot)):
+                return self.freeze_all(f"input {slot} of {self.op} has {len(self.shape(slot))} axes")
             for axis, letter in enumerate(letters):
                 if letter == "*":
                     self.freeze_axis(slot, axis, f"{self.op} mixes this axis")
@@ -168,6 +174,7 @@ class Scope:
         out = _letters(right.split(), rank)
         given = [along(ids, axis, rank) for axis, letter in enumerate(out) if (ids := united.get(letter)) is not None]
         self.give(given + passed)
+        return None
 
     def _unite_letter(self, spots: list[tuple[int, int]]) -> Ids | None:
         parts = []

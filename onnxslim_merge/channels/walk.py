@@ -39,6 +39,7 @@ class Walk:
     opset: int
     exposed: frozenset[str] = frozenset()  # graph outputs, and tensors that a subgraph uses
     allowed: frozenset[str] = frozenset()  # inexact rules that were asked for
+    stretching: frozenset[tuple[str, int]] = frozenset()  # (tensor, axis) of another length at another input size
     space: LabelSpace = field(default_factory=LabelSpace)
     own: int = 0  # labels below it are those of constants
     labels: dict[str, Arrays] = field(default_factory=dict)

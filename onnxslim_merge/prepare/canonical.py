@@ -14,6 +14,7 @@ from onnxslim_merge.model_io.importing import constants_of, graphs_in
 from onnxslim_merge.prepare.defaults import write_defaults
 from onnxslim_merge.prepare.fold import fold
 from onnxslim_merge.prepare.optimizer import optimized
+from onnxslim_merge.prepare.shapes import own_shapes
 from onnxslim_merge.prepare.types import fill_types
 
 # Shape constants above this length are data (index tables), not bounds or sizes: they stay shared.
@@ -38,6 +39,7 @@ def prepare(source: Source, *, custom_ops: Iterable[Path] = ()) -> gs.Graph:
     fold(graph, source)
     drop_copies(graph, source)
     graph.cleanup()
+    own_shapes(graph)
     name_nodes(graph)
     own_constants(graph)
     _normalise(graph, source)

@@ -60,6 +60,8 @@ def split(c: Scope) -> None:
         if not part:
             c.refuse(reads, 0, axis, "their number splits another tensor")
             continue
+        if c.stretches(0, axis):
+            c.refuse(part + reads, 0, axis, STRETCHES)
         if not c.has(1) and "split" in c.node.attrs:
             c.counts_attribute("split", part, axis, index)
         elif not (c.has(1) and c.counts_element(1, index, part, axis)):
@@ -71,9 +73,13 @@ def slice_rule(c: Scope) -> None:
     """Takes a stretch of the labels; bounds on a labelled axis are counts, steps other than 1 freeze it."""
     rank = len(c.shape(0))
     starts, ends, axes, steps = _bounds(c)
-    if starts is None or ends is None or axes is None or steps is None:
-        return c.freeze_all("the bounds of Slice are not known")
+    if axes is None:
+        return c.freeze_all("the axes of Slice are not known")
     arrays = list(c.labels(0))
+    if starts is None or ends is None or steps is None:
+        for axis in (int(a) % rank for a in axes):
+            c.freeze_axis(0, axis, "the bounds of Slice are not known")
+        return c.give([a for a in arrays if not any(a.shape[int(x) % rank] > 1 for x in axes)])
     for i, axis in enumerate(int(a) % rank for a in axes):
         size, reads = c.shape(0)[axis], c.read(1, i) + c.read(2, i)
         start, end, step = slice(starts[i], ends[i], steps[i]).indices(size)
@@ -84,6 +90,8 @@ def slice_rule(c: Scope) -> None:
             continue
         if step != 1:
             c.refuse(found + reads, 0, axis, f"Slice takes every {step}th channel")
+        elif c.stretches(0, axis):
+            c.refuse(found + reads, 0, axis, STRETCHES)
         elif not all(
             _bound(c, k, name, i, found, axis, to) for k, name, to in ((1, "starts", start), (2, "ends", end))
         ):
@@ -92,6 +100,10 @@ def slice_rule(c: Scope) -> None:
         arrays = [np.take(a, range(start, end, step), axis) if a.shape[axis] > 1 else a for a in arrays]
     c.give(arrays)
     return c.flow("move", [0])
+
+
+# where batch or positions and channels share an axis, constants pick other channels at another size
+STRETCHES = "channels are picked from an axis whose length depends on the input's size"
 
 
 def _lone(c: Scope, part: Arrays, axis: int) -> None:
@@ -105,7 +117,7 @@ def _bounds(c: Scope) -> list[list[int] | None]:
         starts = list(c.attr("starts"))
         return [starts, list(c.attr("ends")), list(c.attr("axes", range(len(starts)))), [1] * len(starts)]
     found = [c.integers(s) if c.has(s) else [] for s in range(1, 5)]
-    count = len(found[0] or [])
+    count = c.shape(1)[0]
     return [found[0], found[1], found[2] if c.has(3) else list(range(count)), found[3] if c.has(4) else [1] * count]
 
 

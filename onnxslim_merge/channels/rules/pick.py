@@ -44,6 +44,8 @@ def _whole(c: Scope) -> bool:
     shape, start = c.walk.shapes.get(x, ()), stride[1].inputs[0] if stride and stride[1].inputs else None
     if not offsets or not stride or start is None or start.op != "Range" or shape != c.out_shape():
         return False
+    if any(len(node.outputs[0].outputs) > 1 for node in (total, steps, scaled) if node):
+        return False  # the numbers are used elsewhere too
     counted, listed = (c.walk.constants[t].values for t in (stride[0], offsets[0]))
     bounds = [c.walk.constants.get(start.inputs[s].name) for s in (0, 2)]
     size = int(np.prod(shape[1:]))
@@ -98,6 +100,8 @@ def _pick(c: Scope, axis: int, shape: tuple[int, ...]) -> None:
     given = [a.reshape(a.shape[:axis] + (1,) * len(shape) + a.shape[axis + 1 :]) for a in arrays if a.shape[axis] == 1]
     if places is None:
         c.refuse(found, 0, axis, f"{c.op} picks from this axis")
+    elif c.stretches(0, axis):
+        c.refuse(found, 0, axis, "channels are picked from an axis whose length depends on the input's size")
     elif len(c.node.inputs[1].outputs) > 1 or c.tensor(1) in c.walk.exposed:
         c.refuse(found, 0, axis, f"the indices of {c.op} are also used elsewhere")
     elif found:

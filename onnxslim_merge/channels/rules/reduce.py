@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxslim_merge.channels.claims import Degree
+from onnxslim_merge.channels.patterns import LAYERNORM, is_mean_of_layer_norm
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
 
@@ -22,11 +23,12 @@ def reduction(c: Scope) -> None:
     rank = len(c.shape(0))
     if not axes:
         axes = [] if c.attr("noop_with_empty_axes", 0) else range(rank)
-    if c.op == "ReduceMean" and "layernorm" in c.walk.allowed and _of_layer_norm(c):
+    normalises = c.op == "ReduceMean" and is_mean_of_layer_norm(c)
+    if normalises and LAYERNORM in c.walk.allowed:
         for axis in {int(a) % rank for a in axes}:
             c.contracts((0, axis), kind="mean")
     else:
-        _freeze(c, {int(a) % rank for a in axes})
+        _freeze(c, {int(a) % rank for a in axes}, " (--allow-inexact layernorm)" if normalises else "")
     _drop(c, {int(a) % rank for a in axes})
     degree = Degree.LINEAR if c.op in LINEAR else Degree.HOMOGENEOUS if c.op in HOMOGENEOUS else Degree.OTHER
     keeps = c.op in {"ReduceMean", "ReduceMax", "ReduceMin"}
@@ -53,18 +55,9 @@ def cumulative(c: Scope) -> None:
     return c.flow("same", [0])
 
 
-def _of_layer_norm(c: Scope) -> bool:
-    """Whether this mean is subtracted from its own input, or is one of squares: LayerNormalization in single steps."""
-    x, output = c.node.inputs[0], c.node.outputs[0]
-    made = x.inputs[0] if x.inputs else None
-    if made is not None and (made.op == "Pow" or (made.op == "Mul" and made.inputs[0] is made.inputs[1])):
-        return True
-    return any(user.op == "Sub" and user.inputs[0] is x for user in output.outputs)
-
-
-def _freeze(c: Scope, axes: set[int]) -> None:
+def _freeze(c: Scope, axes: set[int], hint: str = "") -> None:
     for axis in axes:
-        c.freeze_axis(0, axis, f"{c.op} works along this axis")
+        c.freeze_axis(0, axis, f"{c.op} works along this axis{hint}")
 
 
 def _drop(c: Scope, axes: set[int]) -> None:

@@ -46,6 +46,7 @@ below comes from that run's files.
 - **Torch-Pruning**: `MagnitudePruner(pruning_ratio={ratio})`, p=2, the layers that make the outputs ignored, attention
   heads given. **onnxsim**: `simplify`, as its pruning expects BatchNormalization fused, then
   `apply_structured_pruning(sparsity={ratio})`.
+- **Blank** means not measured yet.
 - **Seconds** are those of the tool's own work in a process of its own, {threads} thread(s) asked for, on a machine that
   did other work too. Ours includes verification and the measurement of speed; the others do neither.
 

@@ -23,6 +23,9 @@ from onnxslim_merge.channels.claims import (
 from onnxslim_merge.channels.labels import Arrays, Ids, along, blocks, lift, on_axis, rows, varying
 from onnxslim_merge.channels.walk import Element, Walk
 
+# where batch or positions and channels share an axis, constants pick other channels at another size
+STRETCHES = "channels are picked from an axis whose length depends on the input's size"
+
 
 class Scope:
     """One node during the walk. Slots are input positions; absent optional inputs answer `has` with False."""

@@ -7,7 +7,7 @@ import numpy as np
 from onnxslim_merge.channels.claims import Refusal
 from onnxslim_merge.channels.labels import Arrays, Ids, along, on_axis, varying
 from onnxslim_merge.channels.registry import rule
-from onnxslim_merge.channels.scope import Scope
+from onnxslim_merge.channels.scope import STRETCHES, Scope
 
 
 @rule("Concat")
@@ -100,10 +100,6 @@ def slice_rule(c: Scope) -> None:
         arrays = [np.take(a, range(start, end, step), axis) if a.shape[axis] > 1 else a for a in arrays]
     c.give(arrays)
     return c.flow("move", [0])
-
-
-# where batch or positions and channels share an axis, constants pick other channels at another size
-STRETCHES = "channels are picked from an axis whose length depends on the input's size"
 
 
 def _lone(c: Scope, part: Arrays, axis: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from onnxslim_merge.channels.claims import Count, Indices
 from onnxslim_merge.channels.labels import on_axis, rows, varying
 from onnxslim_merge.channels.registry import rule
-from onnxslim_merge.channels.scope import Scope
+from onnxslim_merge.channels.scope import STRETCHES, Scope
 
 
 @rule("Gather")
@@ -101,7 +101,7 @@ def _pick(c: Scope, axis: int, shape: tuple[int, ...]) -> None:
     if places is None:
         c.refuse(found, 0, axis, f"{c.op} picks from this axis")
     elif c.stretches(0, axis):
-        c.refuse(found, 0, axis, "channels are picked from an axis whose length depends on the input's size")
+        c.refuse(found, 0, axis, STRETCHES)
     elif len(c.node.inputs[1].outputs) > 1 or c.tensor(1) in c.walk.exposed:
         c.refuse(found, 0, axis, f"the indices of {c.op} are also used elsewhere")
     elif found:

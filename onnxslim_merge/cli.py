@@ -20,7 +20,7 @@ from onnxslim_merge.api import slim
 from onnxslim_merge.errors import OutputError, SlimError, UsageError
 from onnxslim_merge.provenance import version
 from onnxslim_merge.report import Report, progress, render
-from onnxslim_merge.settings import Compensation, Criterion, Inexact, Scope, Settings
+from onnxslim_merge.settings import Compensation, Criterion, Geometry, Inexact, KernelCut, Scope, Settings
 
 NAME = "onnxslim-merge"
 INTERNAL, INTERRUPTED = 8, 130  # the other exit codes stand at the classes in errors.py
@@ -41,8 +41,8 @@ def _whole(type_: Any, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
 
 
-def _whole_or_auto(type_: Any, tokens: Sequence[Token]) -> int | str:
-    return "auto" if tokens[0].value == "auto" else _whole(type_, tokens)
+def _whole_or_word(type_: Any, tokens: Sequence[Token]) -> int | str:
+    return tokens[0].value if tokens[0].value.isalpha() else _whole(type_, tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +76,29 @@ class SettingsOptions:
         int | Literal["auto"] | None,
         Parameter(
             group=_AMOUNT,
-            converter=_whole_or_auto,
+            converter=_whole_or_word,
             help="N: keep the nearest multiple of N channels; auto: 8 for fp32, 16 for fp16 and int8, 1 below 32"
             f" channels. (default {_DEFAULT.channel_multiple})",
         ),
     ] = None
     criterion: Annotated[
         Criterion | None, Parameter(group=_METHOD, help=f"Which channels stay. (default {_DEFAULT.criterion})")
+    ] = None
+    geometry: Annotated[
+        Geometry | None,
+        Parameter(
+            group=_METHOD,
+            help="Of reprune and reprune-kernel: filters as they are, or divided by their norms."
+            f" (default {_DEFAULT.geometry})",
+        ),
+    ] = None
+    kernel_cut: Annotated[
+        KernelCut | None,
+        Parameter(
+            group=_METHOD,
+            help="Of reprune-kernel: as many clusters in each input channel, or one height for a layer."
+            f" (default {_DEFAULT.kernel_cut})",
+        ),
     ] = None
     compensation: Annotated[
         Compensation | None,
@@ -101,6 +117,15 @@ class SettingsOptions:
     lam: Annotated[
         float | None,
         Parameter(group=_METHOD, help=f"Weight of the cosine when convolutions are merged. (default {_DEFAULT.lam})"),
+    ] = None
+    donors: Annotated[
+        int | Literal["auto", "representative", "all"] | None,
+        Parameter(
+            group=_METHOD,
+            converter=_whole_or_word,
+            help="How many channels stand in for one in merging: N or all, several by least squares; representative of"
+            f" its cluster, with reprune. (default {_DEFAULT.donors}: representative if there is one, else 1)",
+        ),
     ] = None
     allow_inexact: Annotated[
         tuple[Inexact, ...],
@@ -127,6 +152,14 @@ class SettingsOptions:
     ] = ()
     score_output: Annotated[
         str | None, Parameter(group=_MODEL, help="The output with class scores, where there are several outputs.")
+    ] = None
+    device: Annotated[
+        str | None,
+        Parameter(
+            group=_MODEL,
+            help="Where distances and merges are computed: cpu; cuda or cuda:N with torch; torch on the CPU."
+            f" (default {_DEFAULT.device})",
+        ),
     ] = None
     custom_ops: Annotated[
         tuple[Path, ...], Parameter(group=_MODEL, help="LIB: a library of custom operators for ONNX Runtime.")

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from onnxslim_merge import remarks
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.compensation import Solution, solve
-from onnxslim_merge.costs import Costs, count
-from onnxslim_merge.criteria import CRITERIA
 from onnxslim_merge.model_io import Source, build, load, staged_output
+from onnxslim_merge.numerics import Device
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.planning import build_plan
 from onnxslim_merge.preflight import Targets, check_options, check_targets, inputs_of
 from onnxslim_merge.prepare import prepare
-from onnxslim_merge.probe import Probe, probe_at, probe_shapes
+from onnxslim_merge.probe import Probe, probe_shapes
 from onnxslim_merge.provenance import metadata, version
 from onnxslim_merge.replay import replayed_choice
 from onnxslim_merge.report.assemble import cost_changes, group_reports, refusal_reports
@@ -32,7 +31,7 @@ from onnxslim_merge.report.model import Change, FileRef, Report
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.runtime import resolve_providers
 from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
-from onnxslim_merge.select import Amount, amounts, choose, repair
+from onnxslim_merge.select import Amount, Selection, amounts, repair, select
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Place, Statistics
 from onnxslim_merge.statistics.measured import measure
@@ -155,7 +154,7 @@ class Work:
     analysis: Analysis
     notes: list[str] = field(default_factory=list)
     automatic: bool = False
-    scores: dict[str, Any] = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection)
 
     def decide(self) -> None:
         """Settle what "auto" means for this model."""
@@ -170,10 +169,10 @@ class Work:
         with run.stage("select"):
             found = amounts(self.analysis, settings)
             statistics = self._statistics(views, found)
-            kept = self._select(views, found, statistics)
+            self._select(views, found, statistics)
         if not check:
-            return self._build(kept, found, solve(views, kept, statistics, settings), settings)
-        return self._checked(views, kept, found, statistics, settings)
+            return self._build(self.selection.kept, found, self._solve(views, self.selection.kept, statistics))
+        return self._checked(views, self.selection.kept, found, statistics)
 
     def _statistics(self, views: Views, found: Mapping[str, Amount]) -> Statistics | None:
         settings = self.run.settings
@@ -188,25 +187,26 @@ class Work:
 
         return Statistics(views, cells, measured, spread=spread)
 
-    def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> Kept:
-        settings, scores, kept = self.run.settings, self.scores, Kept()
-        carries_mean = settings.carries_mean
-        for cell in self.analysis.cells:
-            if (amount := found[cell.name]).keep < cell.size:
-                scores[cell.name] = CRITERIA[settings.criterion](views, cell, statistics, carries_mean)
-                kept[cell.name] = choose(cell, scores[cell.name], amount.keep)
-        return repair(self.analysis, kept, scores)
+    def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> None:
+        settings = self.run.settings
+        self.selection = select(views, found, statistics, settings, Device(settings.device))
+        self.notes += self.selection.notes
+
+    def _solve(self, views: Views, kept: Kept, statistics: Statistics | None) -> Solution:
+        settings = self.run.settings
+        return solve(views, kept, statistics, settings, self.selection.clusters, Device(settings.device))
 
     def _checked(
-        self, views: Views, kept: Kept, found: Mapping[str, Amount], statistics: Statistics | None, settings: Settings
+        self, views: Views, kept: Kept, found: Mapping[str, Amount], statistics: Statistics | None
     ) -> SlimPlan:
         """The plan of `kept`; if it differs from its twin, that of the cells that do not."""
 
         def planned(some: Mapping[str, NDArray[np.int64]]) -> SlimPlan:
-            some = repair(self.analysis, some, self.scores)  # without its neighbours a cell may leave groups unequal
+            # without its neighbours a cell may leave groups unequal
+            some = repair(self.analysis, some, self.selection.scores)
             with self.run.stage("merge"):
-                solution = solve(views, some, statistics, settings)
-            return self._build(some, found, solution, settings)
+                solution = self._solve(views, some, statistics)
+            return self._build(some, found, solution)
 
         judge, plan = self.judge(), planned(kept)
         with self.run.stage("verify"):
@@ -221,8 +221,9 @@ class Work:
         return planned(innocent)
 
     def _build(
-        self, kept: Mapping[str, NDArray[np.int64]], found: Mapping[str, Amount], solution: Solution, settings: Settings
+        self, kept: Mapping[str, NDArray[np.int64]], found: Mapping[str, Amount], solution: Solution
     ) -> SlimPlan:
+        settings = self.run.settings
         return build_plan(
             self.analysis, kept, solution, found,
             sha256=self.source.sha256, settings=settings.record(), keep_batchnorm=settings.keep_batchnorm,
@@ -235,12 +236,15 @@ class Work:
         self.notes.append(
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"
         )
-        settings, views, kept = self.run.settings, Views(self.analysis), replayed_choice(plan, self.analysis)
+        views, kept = Views(self.analysis), replayed_choice(plan, self.analysis)
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
         for cell in self.analysis.cells:
             why = str(cell.refusal) if cell.refusal else "kept by the plan"
             found.setdefault(cell.name, Amount(cell.size, "frozen" if cell.refusal else "kept", why, "--plan"))
-        return self._checked(views, kept, found, self._statistics(views, found), settings)
+        statistics = self._statistics(views, found)
+        with self.run.stage("select"):
+            self._select(views, found, statistics)  # for who stands in for whom; the choice itself is the plan's
+        return self._checked(views, kept, found, statistics)
 
     def judge(self) -> Judge:
         """The checks of this run."""
@@ -295,8 +299,10 @@ class Work:
 
     def report(self, plan: SlimPlan, outcome: Outcome) -> Report:
         """Everything that is known now."""
+        settings = self.run.settings
         with self.run.stage("report"):
-            parameters, macs = cost_changes(*self._costs(plan))
+            parts = self.source, self.probes[0], settings.custom_ops
+            parameters, macs = cost_changes(self.analysis, plan, *parts)
         return Report(
             version=version(),
             input_shapes=self.probes[0].inputs,
@@ -312,19 +318,7 @@ class Work:
             speed=outcome.speeds,
             groups=group_reports(plan),
             refusals=refusal_reports(self.analysis.refusals),
-            notes=(*plan.notes, *remarks.on_choice(plan, self.source, self.run.settings, self.automatic), *self.notes),
+            notes=(*plan.notes, *remarks.on_choice(plan, self.source, settings, self.automatic), *self.notes),
             stages=self.run.stages,
             elapsed_s=time.perf_counter() - self.run.started,
         )
-
-    def _costs(self, plan: SlimPlan) -> tuple[Costs, Costs]:
-        """Before and after, BatchNormalization folded on both sides."""
-        probe = self.probes[0]
-        folded = build_plan(self.analysis, {}, Solution(), {})
-        whole, shapes = rewrite(self.graph, folded), dict(probe.shapes)
-        for node in (n for n in whole.nodes if n.op == "Add"):  # one put in for a bias: both sides have its shape
-            shapes.setdefault(node.inputs[0].name, shapes.get(node.outputs[0].name, ()))
-        before = count(whole, shapes, batch=probe.batch)
-        small = rewrite(self.graph, plan)
-        again = probe_at(small, self.source, probe, self.run.settings.custom_ops)
-        return before, count(small, again.shapes, batch=probe.batch)

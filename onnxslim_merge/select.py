@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.labels import Ids, varying
+from onnxslim_merge.criteria import choose
 from onnxslim_merge.errors import UsageError
+from onnxslim_merge.numerics import CPU, Device
 from onnxslim_merge.settings import Settings
-from onnxslim_merge.views import Floats
+from onnxslim_merge.statistics import Statistics
+from onnxslim_merge.views import Floats, Views
 
 AUTO_SMALL = 32
 
@@ -92,12 +95,31 @@ def _multiple(analysis: Analysis, settings: Settings, cell: Cell) -> int:
     return multiple // math.gcd(multiple, places // cell.size)
 
 
-def choose(cell: Cell, scores: Floats, keep: int) -> NDArray[np.int64]:
-    """Indices of the `keep` largest scores, ascending, equally many of each part; ties go to the lower index."""
-    if cell.rows is None:
-        return np.sort(np.argsort(-scores, kind="stable")[:keep])
-    best = np.argsort(-scores[cell.rows], axis=1, kind="stable")[:, : keep // len(cell.rows)]
-    return np.sort(np.take_along_axis(cell.rows, best, 1).ravel())
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """By cell name: the indices that stay, scores (n,) of who comes back first, clusters (n,) where there are any."""
+
+    kept: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    scores: dict[str, Floats] = field(default_factory=dict)
+    clusters: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def select(
+    views: Views, amounts: Mapping[str, Amount], statistics: Statistics | None, settings: Settings, device: Device = CPU
+) -> Selection:
+    """The channels that stay of every cell that loses any."""
+    found = Selection()
+    for cell in views.analysis.cells:
+        if (keep := amounts[cell.name].keep) == cell.size:
+            continue
+        choice = choose(views, cell, keep, statistics, settings, device)
+        found.kept[cell.name], found.scores[cell.name] = choice.kept, choice.scores
+        if choice.clusters is not None:
+            found.clusters[cell.name] = choice.clusters
+        if choice.note is not None:
+            found.notes.append(choice.note)
+    return replace(found, kept=repair(views.analysis, found.kept, found.scores))
 
 
 def repair(
@@ -108,11 +130,14 @@ def repair(
     Too many have left a group of a grouped operator of which another keeps more. No scores: the first come back.
     """
     result = dict(kept)
-    owner = {label: (cell, i) for cell in analysis.cells for i, label in enumerate(cell.labels.tolist())}
+    owner, rank = np.empty_like(analysis.roots), np.empty_like(analysis.roots)  # of each class: its cell, and where
+    for number, cell in enumerate(analysis.cells):
+        owner[cell.labels], rank[cell.labels] = number, np.arange(cell.size)
 
     def give_back(labels: Ids) -> None:
         gone = labels.ravel()[~mask[labels.ravel()]]
-        found = [owner[label] for label in dict.fromkeys(analysis.roots[gone].tolist())]
+        classes = dict.fromkeys(analysis.roots[gone].tolist())
+        found = [(analysis.cells[owner[label]], int(rank[label])) for label in classes]
         cell, index = max(found, key=lambda place: float(scores[place[0].name][place[1]]) if scores else 0.0)
         result[cell.name] = np.union1d(result[cell.name], [index])
 

@@ -10,15 +10,24 @@ from typing import Any, Literal, get_args
 
 from onnxslim_merge.errors import InputError, UsageError
 
-Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact"]
+Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel"]
+Geometry = Literal["euclidean", "cosine"]
+KernelCut = Literal["channel", "layer"]
 Compensation = Literal["auto", "none", "mean", "merge", "mean+merge"]
 Scope = Literal["inner", "all"]
 Inexact = Literal["layernorm"]
 
+CHOICES = {
+    "criterion": Criterion, "geometry": Geometry, "kernel_cut": KernelCut, "compensation": Compensation, "scope": Scope,
+}  # fmt: skip
+DONORS = ("auto", "representative", "all")
+DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
+
 # The settings that decide the plan; the others only say where things are and what is measured.
 RECORDED = (
-    "criterion", "compensation", "ratio", "ratio_for", "scope", "min_channels", "channel_multiple", "exclude",
-    "threshold", "lam", "allow_inexact", "input_shapes", "keep_batchnorm", "seed",
+    "criterion", "geometry", "kernel_cut", "compensation", "ratio", "ratio_for", "scope", "min_channels",
+    "channel_multiple", "exclude", "threshold", "lam", "donors", "allow_inexact", "input_shapes", "keep_batchnorm",
+    "seed",
 )  # fmt: skip
 
 
@@ -50,14 +59,21 @@ class Settings:
         means of synthetic inputs alone do more harm than good.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
+    geometry: of `reprune` and `reprune-kernel`: rows as they are, or divided by their norms.
+    kernel_cut: of `reprune-kernel`: as many clusters in each input channel, or one height for a layer, as in the paper.
     lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
+    donors: how many kept channels stand in for a removed one when merging, several by least squares; "all"; or the
+        "representative" of its cluster. "auto" = the representative with the criterion `reprune`, else 1.
     allow_inexact: "layernorm" = channels that LayerNormalization or RMSNormalization averages over may leave; its
         statistics are then those of the others.
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
+    device: where distances and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or "torch" (on the CPU).
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     """
 
     criterion: Criterion = "consumer"
+    geometry: Geometry = "euclidean"
+    kernel_cut: KernelCut = "channel"
     compensation: Compensation = "auto"
     ratio: float = 0.5
     ratio_for: tuple[RatioRule, ...] = ()
@@ -67,10 +83,12 @@ class Settings:
     exclude: tuple[str, ...] = ()
     threshold: float | None = None
     lam: float = 0.85
+    donors: int | Literal["auto", "representative", "all"] = "auto"
     allow_inexact: tuple[Inexact, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keep_batchnorm: bool = False
     seed: int = 0
+    device: str = "cpu"
     calibration_data: Path | None = None
     providers: tuple[str, ...] = ()
     score_output: str | None = None
@@ -80,9 +98,12 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every value once, so that no later stage has to."""
         self._check_numbers()
-        for name, kind in (("criterion", Criterion), ("compensation", Compensation), ("scope", Scope)):
+        for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
-                raise UsageError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}")
+                chosen = f"{option_name(name)} {getattr(self, name)!r}"
+                raise UsageError(f"{chosen}: choose one of {', '.join(get_args(kind))}")
+        if not DEVICES.fullmatch(self.device):
+            raise UsageError(f"--device {self.device!r}: choose cpu, cuda, cuda:N or torch")
         for name in self.allow_inexact:
             if name not in get_args(Inexact):
                 raise UsageError(f"--allow-inexact {name!r}: choose {' or '.join(get_args(Inexact))}")
@@ -99,10 +120,18 @@ class Settings:
     def _check_numbers(self) -> None:
         for name in ("ratio", "lam", *(["threshold"] if self.threshold is not None else [])):
             _number(name, getattr(self, name), int | float)
-        for name in ("min_channels", "seed", *([] if self.channel_multiple == "auto" else ["channel_multiple"])):
+        multiple = [] if self.channel_multiple == "auto" else ["channel_multiple"]
+        several = ["donors"] if not isinstance(self.donors, str) else []
+        for name in ("min_channels", "seed", *multiple, *several):
             _number(name, getattr(self, name), int)
         if self.min_channels < 1:
             raise UsageError(f"--min-channels {self.min_channels}: must be at least 1")
+        if isinstance(self.donors, int) and self.donors < 1:
+            raise UsageError(f"--donors {self.donors}: must be at least 1")
+        if isinstance(self.donors, str) and self.donors not in DONORS:
+            raise UsageError(f"--donors {self.donors!r}: choose a number or {', '.join(DONORS)}")
+        if self.donors == "representative" and self.criterion != "reprune":
+            raise UsageError("--donors representative: only --criterion reprune has one for each channel")
         if self.channel_multiple != "auto" and self.channel_multiple < 1:
             raise UsageError(f"--channel-multiple {self.channel_multiple}: must be at least 1, or 'auto'")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
@@ -164,7 +193,11 @@ class Settings:
         """
         idle: dict[str, list[str]] = {}
         if not self.merges:
-            idle[f"with --compensation {self.compensation}"] = ["threshold", "lam"]
+            idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
+        if not self.criterion.startswith("reprune"):
+            idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
+        elif self.criterion == "reprune":
+            idle["with --criterion reprune"] = ["kernel_cut"]
         if self.calibration_data is not None:
             idle["with --calibration-data"] = ["seed"]
         if not measures:

@@ -59,6 +59,7 @@ class Views:
             for name in flow.inputs:
                 self._users.setdefault(name, []).append(output)
         self._reads = Counter([*analysis.inputs.values(), *analysis.exposed])
+        self._made = {p.node: p for p in reversed(analysis.producers)}  # the first producer of each node
         self._producer_roots = [analysis.roots[p.labels] for p in analysis.producers]
         self._consumer_roots = [analysis.roots[c.labels] for c in analysis.consumers]
         self._consumers_of: dict[int, list[int]] = {}
@@ -137,6 +138,22 @@ class Views:
         family = where // (weight.shape[0] // producer.groups) if producer.groups > 1 else None
         return Rows(rows, bias, ones, 0 * ones, False, producer.is_conv, family)
 
+    def kernels(self, cell: Cell, index: int) -> Floats:
+        """The weights of producer `index` by the input that they read, (inputs, n, d): d for each of n channels.
+
+        Of a grouped producer, inputs of a group. A single input has all where it is not known which axis reads.
+        """
+        producer = self.analysis.producers[index]
+        where = positions(self._producer_roots[index], cell.labels)
+        reads = [c for c in self.analysis.consumers if (c.node, c.weight) == (producer.node, producer.weight)]
+        if reads:
+            found = self.matrix(producer.weight, producer.axis, reads[0].axis)
+        else:
+            found = self.matrix(producer.weight, producer.axis)[:, None]
+        kernels = found[where.clip(min=0)] * (where >= 0)[..., None, None]  # (n, m, inputs, taps)
+        inputs = found.shape[1]
+        return _times(producer.gain, np.moveaxis(kernels, 2, 0).reshape(inputs, cell.size, -1))
+
     def _affine_chain(self, producer: Producer) -> Iterator[Flow]:
         """The affine functions that alone follow the producer's biased output."""
         tensor = producer.bias.output
@@ -154,10 +171,10 @@ class Views:
 
     def output_scale(self, consumer: Consumer) -> Floats | float:
         """|gamma| / sigma of the affine functions right behind a consumer, (outputs,); 1 where there are none."""
-        mine = [p for p in self.analysis.producers if p.node == consumer.node]
         scale: Floats | float = 1.0
-        for flow in self._affine_chain(mine[0]) if mine else ():
-            scale = scale * np.abs(channel_vector(flow, mine[0].bias.axis, self.width(consumer))[0])
+        if (producer := self._made.get(consumer.node)) is not None:
+            for flow in self._affine_chain(producer):
+                scale = scale * np.abs(channel_vector(flow, producer.bias.axis, self.width(consumer))[0])
         return scale
 
     def width(self, consumer: Consumer) -> int:

@@ -17,14 +17,14 @@ import onnxslim_merge
 from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Degree
-from onnxslim_merge.compensation import find_donors, solve
-from onnxslim_merge.criteria import CRITERIA
+from onnxslim_merge.compensation import Search, find_donors, solve
+from onnxslim_merge.criteria import SCORES, best
 from onnxslim_merge.model_io import build, load
 from onnxslim_merge.planning import build_plan
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.rewrite import rewrite
-from onnxslim_merge.select import choose, kept_count
+from onnxslim_merge.select import kept_count
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Statistics
 from onnxslim_merge.statistics.closed_form import closed_moments
@@ -495,11 +495,11 @@ def test_behind_a_sigmoid_no_donor_is_scaled():
     assert value.degree == Degree.OTHER
     kept = np.flatnonzero(sources["a"] == np.arange(TOTAL))
     removed = np.setdiff1d(np.arange(TOTAL), kept)
-    loose = find_donors(value, kept, removed, -1.0, 0.85)
+    loose = find_donors(value, kept, removed, Search(-1.0, 0.85))
     assert set(np.unique(loose.scale)) <= {0.0, 1.0}
-    strict = find_donors(value, kept, removed, 0.9, 0.85)
+    strict = find_donors(value, kept, removed, Search(0.9, 0.85))
     assert (strict.donor == -1).all()  # parallel rows of other lengths are not alike
-    assert (find_donors(cell_values(views, cell)["a"], kept, removed, 0.9, 0.85).donor >= 0).all()
+    assert (find_donors(cell_values(views, cell)["a"], kept, removed, Search(0.9, 0.85)).donor >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -590,25 +590,25 @@ def test_a_donor_needs_the_cosine_of_the_threshold(angle, other, conv):
     value = value_of([[1.0, 0.0], [2 * math.cos(angle), 2 * math.sin(angle)]], is_conv=conv)
     threshold = math.cos(angle)
     kept, removed = np.array([0]), np.array([1])
-    found = find_donors(value, kept, removed, threshold - 1e-6, 0.85)
-    assert found.donor.tolist() == [0]
-    assert found.scale.tolist() == pytest.approx([2.0])
-    assert find_donors(value, kept, removed, threshold + 1e-6, 0.85).donor.tolist() == [-1]
+    found = find_donors(value, kept, removed, Search(threshold - 1e-6, 0.85))
+    assert found.donor[:, 0].tolist() == [0]
+    assert found.scale[:, 0].tolist() == pytest.approx([2.0])
+    assert find_donors(value, kept, removed, Search(threshold + 1e-6, 0.85)).donor[:, 0].tolist() == [-1]
     assume(abs(other - threshold) > 1e-6)
-    assert (find_donors(value, kept, removed, other, 0.85).donor[0] >= 0) == (threshold > other)
+    assert (find_donors(value, kept, removed, Search(other, 0.85)).donor[0, 0] >= 0) == (threshold > other)
 
 
 @pytest.mark.parametrize(("conv", "threshold"), [(False, 0.45), (True, 0.1)])
 def test_default_thresholds_are_the_papers(conv, threshold):
     for cosine, expected in ((threshold - 0.01, -1), (threshold + 0.01, 0)):
         value = value_of([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], is_conv=conv)
-        assert find_donors(value, np.array([0]), np.array([1]), None, 0.85).donor.tolist() == [expected]
+        assert find_donors(value, np.array([0]), np.array([1]), Search(None, 0.85)).donor[:, 0].tolist() == [expected]
 
 
 def test_dense_donors_look_at_weight_and_bias():
     # without its bias, row 2 would be parallel to row 0; with it, to row 1
     value = value_of([[1, 0], [1, 0.2], [1, 0]], [0, 2, 2])
-    assert find_donors(value, np.array([0, 1]), np.array([2]), 0.45, 0.85).donor.tolist() == [1]
+    assert find_donors(value, np.array([0, 1]), np.array([2]), Search(0.45, 0.85)).donor[:, 0].tolist() == [1]
 
 
 def test_the_score_of_convolutions_weighs_the_bias():
@@ -618,20 +618,20 @@ def test_the_score_of_convolutions_weighs_the_bias():
     for lam, donor in ((0.9, 0), (0.5, 1), (1.0, 0), (0.0, 1)):
         # scores: 0: lam (1 - 1) + (1 - lam) 1; 1: lam (1 - 0.8) + (1 - lam) 0
         assert (lam * 0.2 < (1 - lam)) == (donor == 1)
-        found = find_donors(value, kept, removed, 0.1, lam)
-        assert found.donor.tolist() == [donor]
-        assert found.scale.tolist() == [2.0]
+        found = find_donors(value, kept, removed, Search(0.1, lam))
+        assert found.donor[:, 0].tolist() == [donor]
+        assert found.scale[:, 0].tolist() == [2.0]
 
 
 def test_the_cheapest_candidate_must_pass_the_cosine_test_itself():
     value = value_of([[1, 0], [0, 1], [2, 0.1]], [9, 0.1, 0.2], is_conv=True)
-    assert find_donors(value, np.array([0, 1]), np.array([2]), 0.1, 0.0).donor.tolist() == [-1]
+    assert find_donors(value, np.array([0, 1]), np.array([2]), Search(0.1, 0.0)).donor[:, 0].tolist() == [-1]
 
 
 def test_rows_of_zeros_neither_give_nor_take():
     value = value_of([[0, 0], [1, 0], [0, 0]])
-    assert find_donors(value, np.array([0, 1]), np.array([2]), -1.0, 0.85).donor.tolist() == [-1]
-    assert find_donors(value, np.array([0]), np.array([1]), -1.0, 0.85).donor.tolist() == [-1]
+    assert find_donors(value, np.array([0, 1]), np.array([2]), Search(-1.0, 0.85)).donor[:, 0].tolist() == [-1]
+    assert find_donors(value, np.array([0]), np.array([1]), Search(-1.0, 0.85)).donor[:, 0].tolist() == [-1]
 
 
 def test_scale_and_offset_of_a_tail():
@@ -639,8 +639,8 @@ def test_scale_and_offset_of_a_tail():
     value = value_of(
         [[1, 0], [3, 0]], degree=Degree.HOMOGENEOUS, scale=np.array([2.0, 5.0]), offset=np.array([1.0, 7.0])
     )
-    found = find_donors(value, np.array([0]), np.array([1]), 0.45, 0.85)
-    assert found.scale.tolist() == [3 * 5 / 2]
+    found = find_donors(value, np.array([0]), np.array([1]), Search(0.45, 0.85))
+    assert found.scale[:, 0].tolist() == [3 * 5 / 2]
     assert found.offset.tolist() == [7 - 7.5]
 
 
@@ -655,7 +655,7 @@ def cells_of(text: str, seed: int = 0):
 
 
 def scores(name, views, cell, statistics=None, carries_mean=False):
-    return CRITERIA[name](views, cell, statistics, carries_mean)
+    return SCORES[name](views, cell, statistics, carries_mean)
 
 
 def norms_of(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -779,14 +779,14 @@ def cell_of(size: int, rows: np.ndarray | None = None) -> Cell:
 
 
 def test_choose_keeps_the_largest_and_the_lower_index_of_equals():
-    assert choose(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
-    assert choose(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 4).tolist() == [1, 2, 3, 4]
+    assert best(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
+    assert best(cell_of(5), np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 4).tolist() == [1, 2, 3, 4]
 
 
 def test_choose_takes_equally_many_of_each_part():
     scores = np.array([9.0, 8.0, 7.0, 1.0, 3.0, 2.0])
-    assert choose(cell_of(6, np.array([[0, 1, 2], [3, 4, 5]])), scores, 4).tolist() == [0, 1, 4, 5]
-    assert choose(cell_of(6, np.array([[0, 2, 4], [1, 3, 5]])), scores, 2).tolist() == [0, 1]
+    assert best(cell_of(6, np.array([[0, 1, 2], [3, 4, 5]])), scores, 4).tolist() == [0, 1, 4, 5]
+    assert best(cell_of(6, np.array([[0, 2, 4], [1, 3, 5]])), scores, 2).tolist() == [0, 1]
 
 
 # -- amounts ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 `solve` goes through cells and consumers; `donors` finds stand-ins as Neuron Merging does.
 """
 
-from onnxslim_merge.compensation.donors import Donors, find_donors
+from onnxslim_merge.compensation.donors import Donors, Search, find_donors
 from onnxslim_merge.compensation.solver import Solution, solve
 
-__all__ = ["Donors", "Solution", "find_donors", "solve"]
+__all__ = ["Donors", "Search", "Solution", "find_donors", "solve"]

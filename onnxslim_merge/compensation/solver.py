@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer
 from onnxslim_merge.channels.derived import Derived
-from onnxslim_merge.compensation.donors import Donors, find_donors
+from onnxslim_merge.compensation.donors import Donors, Search, find_donors
+from onnxslim_merge.numerics import CPU, Device
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Statistics
 from onnxslim_merge.values import Value, cell_values, families
@@ -31,10 +32,18 @@ class Solution:
 
 
 def solve(
-    views: Views, kept: Mapping[str, NDArray[np.int64]], statistics: Statistics | None, settings: Settings
+    views: Views,
+    kept: Mapping[str, NDArray[np.int64]],
+    statistics: Statistics | None,
+    settings: Settings,
+    clusters: Mapping[str, NDArray[np.int64]] | None = None,
+    device: Device = CPU,
 ) -> Solution:
-    """Compensate every consumer of every slimmed cell; `kept` maps cell names to the indices that stay."""
-    solver = Solver(views, statistics, settings)
+    """Compensate every consumer of every slimmed cell; `kept` maps cell names to the indices that stay.
+
+    clusters: by cell name, (n,): whose representatives stand in for whom, where that was decided with the choice.
+    """
+    solver = Solver(views, statistics, settings, clusters or {}, device)
     cells = [cell for cell in views.analysis.cells if len(kept.get(cell.name, cell.labels)) < cell.size]
     if settings.compensation == "none":
         return solver.solution
@@ -50,9 +59,17 @@ def solve(
 class Solver:
     """Rows under way, in float64, until the last cell of a consumer is done."""
 
-    def __init__(self, views: Views, statistics: Statistics | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        views: Views,
+        statistics: Statistics | None,
+        settings: Settings,
+        clusters: Mapping[str, NDArray[np.int64]],
+        device: Device,
+    ) -> None:
         """Nothing solved yet; `open` counts the cells that a consumer still waits for."""
         self.views, self.statistics, self.settings = views, statistics, settings
+        self.clusters, self.device = clusters, device
         self.solution = Solution()
         self.open: Counter[int] = Counter()
         self._rows: dict[int, list[tuple[NDArray[np.int64], Floats]]] = {}
@@ -68,21 +85,22 @@ class Solver:
         original = self.views.columns_of(consumer)
         removed = np.setdiff1d(np.arange(cell.size), kept)
         group = columns.positions // (consumer.labels.size // consumer.groups)
-        value = _within(group, values.get(consumer.x))
+        clusters = self.clusters.get(cell.name) if self.settings.donors in ("auto", "representative") else None
+        value = _within(group, values.get(consumer.x), clusters)
         if value is not None and isinstance(self.views.analysis.constants[consumer.weight], Derived):
             value = replace(value, private=f"the weight of {consumer.node} is quantised")
-        donors, why = _donors(columns, value, kept, removed, self.settings)
+        donors, why = self._donors(columns, value, kept, removed)
         source = columns.positions[removed]
         taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
         if (source < 0).any():
             taken *= (source >= 0)[..., None, None]
-        found = donors.donor >= 0
-        if found.any():
-            self._rows.setdefault(columns.consumer, []).extend(_merged(original, columns.positions, donors, taken))
+        if donors.found.any():
+            merged = _merged(original, columns.positions, donors, taken, self.device)
+            self._rows.setdefault(columns.consumer, []).extend(merged)
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
         if self.statistics is not None and self.settings.carries_mean:
             mean = self.statistics.at(cell, columns).mean - (consumer.fill or 0.0)
-            shift = mean[removed] - np.where(found, donors.scale, 0.0)[:, None] * mean[donors.donor]
+            shift = mean[removed] - np.einsum("rd,rdm->rm", donors.scale, mean[donors.donor])
         if shift.any() and not _takes_mean(self.views, consumer):
             self.solution.notes.append(f"{cell.name}: {consumer.node} has no bias that could take means")
         elif shift.any():
@@ -92,7 +110,25 @@ class Solver:
             gain = gain.ravel() * consumer.gain * consumer.tap_gain
             self.solution.biases[columns.consumer] = self.solution.biases.get(columns.consumer, 0.0) + gain
         self._close(columns.consumer)
-        return int(found.sum()), why
+        return int(donors.found.sum()), why
+
+    def _donors(
+        self, columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64]
+    ) -> tuple[Donors, str | None]:
+        """Donors at one consumer; none if the channel's way is private, or channels differ in number of positions."""
+        settings, none = self.settings, Donors.none(removed.size)
+        if not settings.merges:
+            return none, None
+        if value is None:
+            return none, "the way to a consumer is not known"
+        if value.private is not None:
+            return none, value.private
+        if (columns.positions < 0).any():
+            return none, "channels take different numbers of places at a consumer"
+        several = {"auto": 1, "representative": 1, "all": None}
+        count = several[settings.donors] if isinstance(settings.donors, str) else settings.donors
+        search = Search(settings.threshold, settings.lam, count, settings.carries_mean)
+        return find_donors(value, kept, removed, search, self.device), None
 
     def _close(self, index: int) -> None:
         """Once no cell is open any more, write the new rows into a copy of the weight, in its own layout and type."""
@@ -119,39 +155,25 @@ def _takes_mean(views: Views, consumer: Consumer) -> bool:
     return not isinstance(held, Derived) or held.stored is not None
 
 
-def _within(group: NDArray[np.int64], value: Value | None) -> Value | None:
-    """Only channels of the same groups (n, m) of a consumer can stand in for each other."""
-    if value is None or not group.any():
+def _within(group: NDArray[np.int64], value: Value | None, clusters: NDArray[np.int64] | None) -> Value | None:
+    """Only channels of the same groups (n, m) of a consumer, and of the same cluster, can stand in for each other."""
+    given = [part for part in (group if group.any() else None, clusters) if part is not None]
+    if value is None or not given:
         return value
-    return replace(value, family=families([group, value.family]))
+    return replace(value, family=families([*given, value.family]))
 
 
 def _merged(
-    original: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats
+    original: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats, device: Device
 ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
     """For each of the m positions: the donors' places, and their original + scale x removed rows."""
-    found = np.flatnonzero(donors.donor >= 0)
-    targets, owner = np.unique(donors.donor[found], return_inverse=True)
-    share = csr_array((donors.scale[found], (owner, found)), shape=(targets.size, taken.shape[0]))
+    served, which = np.nonzero(donors.donor >= 0)
+    targets, owner = np.unique(donors.donor[served, which], return_inverse=True)
+    shape = (targets.size, taken.shape[0])
+    share = csr_array((donors.scale[served, which], (owner, served)), shape=shape)
     for m in range(place.shape[1]):
-        added = share @ taken[:, m].reshape(taken.shape[0], -1)
+        added = device.spread(share, taken[:, m].reshape(taken.shape[0], -1))
         yield place[targets, m], original[place[targets, m]] + added.reshape(targets.size, *taken.shape[2:])
-
-
-def _donors(
-    columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64], settings: Settings
-) -> tuple[Donors, str | None]:
-    """Donors at one consumer; none if the channel's way is private, or channels differ in their number of positions."""
-    none = Donors(np.full(removed.size, -1), np.zeros(removed.size), np.zeros(removed.size))
-    if not settings.merges:
-        return none, None
-    if value is None:
-        return none, "the way to a consumer is not known"
-    if value.private is not None:
-        return none, value.private
-    if (columns.positions < 0).any():
-        return none, "channels take different numbers of places at a consumer"
-    return find_donors(value, kept, removed, settings.threshold, settings.lam), None
 
 
 def _notes(cell: Cell, kept: int, served: list[tuple[int, str | None]], settings: Settings) -> list[str]:

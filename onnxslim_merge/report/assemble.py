@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.claims import Refusal
-from onnxslim_merge.costs import Costs
+from onnxslim_merge.compensation import Solution
+from onnxslim_merge.costs import count
+from onnxslim_merge.model_io import Source
 from onnxslim_merge.plan import CellPlan, SlimPlan
+from onnxslim_merge.planning import build_plan
+from onnxslim_merge.probe import Probe, probe_at
 from onnxslim_merge.report.model import Change, GroupReport, RefusalReport
+from onnxslim_merge.rewrite import rewrite
 
 
 def group_reports(plan: SlimPlan) -> tuple[GroupReport, ...]:
@@ -27,6 +34,16 @@ def refusal_reports(refusals: Sequence[Refusal]) -> tuple[RefusalReport, ...]:
     return tuple(RefusalReport(*fields) for fields in unique)
 
 
-def cost_changes(before: Costs, after: Costs) -> tuple[Change, Change]:
-    """Parameters and MACs."""
+def cost_changes(
+    analysis: Analysis, plan: SlimPlan, source: Source, probe: Probe, custom_ops: Sequence[Path] = ()
+) -> tuple[Change, Change]:
+    """Parameters and MACs, BatchNormalization folded on both sides."""
+    folded = build_plan(analysis, {}, Solution(), {})
+    whole, shapes = rewrite(analysis.graph, folded), dict(probe.shapes)
+    for node in (n for n in whole.nodes if n.op == "Add"):  # one put in for a bias: both sides have its shape
+        shapes.setdefault(node.inputs[0].name, shapes.get(node.outputs[0].name, ()))
+    before = count(whole, shapes, batch=probe.batch)
+    small = rewrite(analysis.graph, plan)
+    again = probe_at(small, source, probe, custom_ops)
+    after = count(small, again.shapes, batch=probe.batch)
     return Change(before.parameters, after.parameters), Change(before.macs, after.macs)

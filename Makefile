@@ -24,7 +24,7 @@ test: check
 	.venv-test/bin/python -m pytest -m "not torch" $(PYTEST_ARGS)
 
 test-torch: .venv-torch/$(STAMP)
-	.venv-torch/bin/python -m pytest -m torch tests/exporters $(PYTEST_ARGS)
+	.venv-torch/bin/python -m pytest -m torch tests/exporters tests/test_device.py $(PYTEST_ARGS)
 
 check: .venv-test/$(STAMP)
 	.venv-test/bin/ruff check .

@@ -18,6 +18,7 @@ from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.provenance import metadata
 from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.samples import input_specs
 from onnxslim_merge.settings import RECORDED, RatioRule, Settings, option_name, parse_input_shapes
 
 Model = str | Path | onnx.ModelProto
@@ -98,6 +99,7 @@ def analyse(
     """The channels of a model: cells, producers, consumers and refusals. Options as in `Settings`."""
     allowed = make_settings(allow_inexact=allow_inexact).allow_inexact
     source = load(model)
+    input_specs(source.proto)  # refuses what cannot be fed
     graph = prepare(source)
     return analyse_channels(graph, probe_shapes(graph, source, input_shapes or {}), allowed)
 

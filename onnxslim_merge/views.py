@@ -145,11 +145,11 @@ class Views:
         """
         producer = self.analysis.producers[index]
         where = positions(self._producer_roots[index], cell.labels)
-        reads = [c for c in self.analysis.consumers if (c.node, c.weight) == (producer.node, producer.weight)]
-        if reads:
-            found = self.matrix(producer.weight, producer.axis, reads[0].axis)
-        else:
+        axis = self.analysis.reads.get((producer.node, producer.slot))
+        if axis is None:
             found = self.matrix(producer.weight, producer.axis)[:, None]
+        else:
+            found = self.matrix(producer.weight, producer.axis, axis)
         kernels = found[where.clip(min=0)] * (where >= 0)[..., None, None]  # (n, m, inputs, taps)
         inputs = found.shape[1]
         return _times(producer.gain, np.moveaxis(kernels, 2, 0).reshape(inputs, cell.size, -1))

@@ -20,7 +20,7 @@ import onnxslim_merge
 from onnxslim_merge.select import kept_count
 from onnxslim_merge.verify import speed
 
-EXAMPLES = int(os.environ.get("RANDOM_BLOCKS", "30"))  # for a long search: RANDOM_BLOCKS=2000
+EXAMPLES = int(os.environ.get("RANDOM_BLOCKS", "50"))  # for a long search: RANDOM_BLOCKS=2000
 HIDDEN = 8
 WIDEST = 36  # channels; wider images and tokens are narrowed before the next block
 END = 9223372036854775807

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import onnxslim_merge
 from onnxslim_merge.errors import InputError, UnsupportedError, UsageError
 from onnxslim_merge.samples import InputSpec, Samples, input_specs, load_samples, synthetic_samples
 
@@ -241,3 +242,12 @@ def test_synthetic_fills_fixed_batches_and_refuses_what_cannot_be():
         synthetic_samples([spec("x", "N", 2)], sizes={"x": (5,)}, count=1, seed=0)
     with pytest.raises(InputError, match="give --calibration-data"):
         synthetic_samples([spec("x", "N", dtype="O")], sizes={"x": (1,)}, count=1, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8e4m3fn"])
+def test_inputs_of_types_that_nobody_can_feed(kind):
+    text = f"g ({kind}[N, 4] x) => (float[N, 4] y) {{ y = Cast <to = 1> (x) }}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 19]> {text}')
+    for call in (onnxslim_merge.analyse, onnxslim_merge.slim):
+        with pytest.raises(UnsupportedError, match=f"input x is of {kind.upper()}, which .* export as float32"):
+            call(model)

@@ -1,6 +1,7 @@
 """Every torchvision model through three tools, and docs/coverage.md from what happened.
 
-    python tools/coverage.py FOLDER [--shared SHARED] [--models REGEX] [--tools REGEX] [--write docs/coverage.md]
+    python tools/coverage.py FOLDER [--shared SHARED] [--models REGEX] [--tools REGEX] [--exporters REGEX]
+                             [--write docs/coverage.md]
 
 Exports what FOLDER lacks (tools/zoo.py), runs each tool on each file in a process of its own (tools/rivals.py) and
 keeps what happened under FOLDER/results, so that an interrupted run goes on where it stopped. The page is written from
@@ -37,7 +38,7 @@ ATTENTION = re.compile("^(vit|swin|maxvit)")
 LAYERNORM = re.compile("^(vit|swin|maxvit|convnext)")
 
 
-def jobs(models: str, tools: str, shared: Path | None) -> Iterator[tuple[str, str, str]]:
+def jobs(models: str, shared: Path | None) -> Iterator[tuple[str, str, str]]:
     """(tool, model, exporter) of everything that is asked for; the exporter of a file of SHARED is "file"."""
     for name in zoo.wanted(models):
         for tool in ("torch-pruning", *(["plain"] if ATTENTION.match(name) else [])):
@@ -135,15 +136,17 @@ def _size(job: tuple[str, str, str], folder: Path, shared: Path | None) -> int:
     return sum(file.stat().st_size for file in files if file and file.exists())
 
 
-def main(folder: Path, /, *, shared: Path | None = None, models: str = "", tools: str = "", ratio: float = 0.5,
-         limit: float = 600, again: bool = False, export: bool = True, write: Path | None = None) -> None:  # fmt: skip
+def main(folder: Path, /, *, shared: Path | None = None, models: str = "", tools: str = "", exporters: str = "",
+         ratio: float = 0.5, limit: float = 600, again: bool = False, export: bool = True,
+         write: Path | None = None) -> None:  # fmt: skip
     """Measure what is not measured yet, then write the page.
 
     folder: keeps exports and results. shared: a folder with models/*.onnx and models/wide/*.onnx.
-    models, tools: only those that a regex finds. limit: seconds for one tool on one model. again: measure again.
-    export: with --no-export, leave out what is not exported yet.
+    models, tools, exporters: only those that a regex finds; the exporter of the files of shared is "file".
+    limit: seconds for one tool on one model. again: measure again. export: with --no-export, leave out what is not
+    exported yet.
     """
-    wanted = [job for job in jobs(models, tools, shared) if re.search(tools, job[0])]
+    wanted = [job for job in jobs(models, shared) if re.search(tools, job[0]) and re.search(exporters, job[2])]
     todo = [job for job in wanted if again or not coverage_page.read(coverage_page.result_path(folder, *job))]
     todo.sort(key=lambda job: _size(job, folder, shared))
     about = {"onnxslim-merge": tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"]}

@@ -16,6 +16,8 @@ TWIN = 1e-4
 EXPORTERS = ("script", "dynamo")
 DIFFERENCE = 0.02  # of parameters kept, between exporters
 SLACK = 0.03
+WHOLE = 0.65  # parameters kept of a file of SHARED; above it, something large stays whole
+EVERYWHERE = ("graph output", "mixes this axis", "laid out otherwise")  # what every model refuses: no news
 LISTED = {  # what Torch-Pruning keeps, as the issue that asked for this page has it
     "resnet18": 0.26, "resnet50": 0.27, "mobilenet_v2": 0.35, "mobilenet_v3_small": 0.36, "efficientnet_b0": 0.32,
     "squeezenet1_1": 0.36, "densenet121": 0.29, "resnext50_32x4d": 0.27, "regnet_y_400mf": 0.28, "googlenet": 0.29,
@@ -62,6 +64,11 @@ limit are only quoted.
 {targets}
 
 {attention}## Files of ../shared/models at ratio {shared_ratio}
+
+With the default `--compensation auto` and without data: it carries the means of removed channels where
+BatchNormalization tells them, else nothing. **Agreement** is that with the original on the report's synthetic inputs:
+of the class, or the cosine of the first output. **Score** is accuracy in percent on the whole test set, before and
+after, of those files that have one (`score.py` there); nothing is retrained.
 
 {shared}
 
@@ -207,22 +214,29 @@ def attention_table(results: Results) -> str:
 def shared_table(results: Results) -> str:
     """One row for each file of SHARED."""
     rows: list[list[str]] = []
-    for (_, name, exporter), facts in results.items():
-        if exporter != "file":
-            continue
+    for name, facts in ((name, facts) for (_, name, exporter), facts in results.items() if exporter == "file"):
         share = kept(facts)
-        whole = share is None or share == 1
         reasons = [f"{facts['step']}: {facts['error']}"] if facts["error"] else problems(facts)
-        if whole and not facts["error"]:
-            reasons += [reason for reason, _ in (facts["kept"] or facts["reasons"])[:1]]
+        if not facts["error"] and (share is None or share > WHOLE):
+            why = [why for why, _ in [*facts["kept"], *facts["reasons"]] if not why.endswith(EVERYWHERE)]
+            reasons += [f"stays: {reason}" for reason in why[:1]]
         macs = f"{facts['macs_after'] / facts['macs_before']:.3f}" if facts.get("macs_before") else ""
         twin = "" if facts.get("twin") is None else f"{facts['twin']:.0e}"
-        time = f"{facts['seconds']:.1f}" if "seconds" in facts else ""
+        scores = [facts.get(f"score_{when}") for when in ("before", "after")]
+        score = f"{scores[0]:.2f} → {scores[1]:.2f}" if None not in scores else ""
         said = "; ".join(reasons).replace("|", "\\|")
-        rows.append([name, "" if share is None else f"{share:.3f}", macs, twin, time, said])
+        rows.append([name, "" if share is None else f"{share:.3f}", macs, facts.get("compensation", ""),
+                     agreement(facts), score, twin, seconds(facts), said])  # fmt: skip
     rows.sort(key=lambda row: ("/" in row[0], row[0]))
-    head = ["file", "parameters kept", "MACs kept", "twin error", "seconds", "what else"]
-    return table(head, rows, ("what else",))
+    head = ["file", "parameters kept", "MACs kept", "`auto` is", "agreement", "score", "twin error", "seconds",
+            "what else"]  # fmt: skip
+    return table(head, rows, ("`auto` is", "agreement", "what else"))
+
+
+def agreement(facts: Facts) -> str:
+    """With the original: top-1 agreement where the output is class scores, else the first output's cosine."""
+    names = (("top1", "top-1"), ("cosine", "cosine"), ("equal_share", "equal"))
+    return next((f"{facts[key]:.3f} {name}" for key, name in names if facts.get(key) is not None), "")
 
 
 def summary(results: Results, names: list[str]) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 import warnings
 from collections import Counter
@@ -29,6 +31,13 @@ CLASSES = {"classification": 1000, "segmentation": 21}
 LAST_LAYERS = ("cls_logits", "bbox_pred", "bbox_reg", "bbox_ctrness")  # of the detectors that are no SSD
 REASONS = 5  # how many reasons for refusals are kept
 DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_}  # others as numpy does
+TASKS = {  # of score.py in SHARED, where the file has a labelled test set
+    "lenet300_100_fashionmnist": "fashion", "resnet20_cifar10_bn_op13": "cifar10-a",
+    "resnet20_cifar10_dynamo": "cifar10-a", "resnet20_cifar10_folded_op17": "cifar10-a",
+    "resnet20_cifar10_fp16_op17": "cifar10-a", "densenet_jw_cifar10_bn": "cifar10-b", "vgg16_cifar10_bn": "cifar10-b",
+    "resnet8_cifar10_tf2onnx": "cifar10-raw", "vgglike_cifar10_tf2onnx": "cifar10-raw",
+    "wide/mlperftiny_resnet8_qdq": "cifar10-int8", "efficientnet_lite0_imagenet_bn": "imagenet",
+}  # fmt: skip
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -79,13 +88,19 @@ class Journal:
 
 
 def ours(job: Job, journal: Journal, **options: Any) -> None:
-    """onnxslim_merge.slim through the public interface, and what its report says."""
+    """onnxslim_merge.slim through the public interface, and what its report says.
+
+    Random weights of torchvision models have no means worth carrying; trained files get the default.
+    """
     from onnxslim_merge import slim
 
     assert job.source is not None
     output = job.scratch / "slim.onnx"
+    compensation = "auto" if job.exporter == "file" else "none"
     with journal.timed():
-        report = slim(job.source, output, ratio=job.ratio, compensation="none", **options).report
+        result = slim(job.source, output, ratio=job.ratio, compensation=compensation, **options)
+    report, fidelity = result.report, result.report.fidelity
+    assert fidelity is not None
     reasons = Counter(f"{refusal.op_type}: {refusal.reason}" for refusal in report.refusals)
     journal.facts |= {
         "before": report.parameters.before, "after": report.parameters.after,
@@ -95,8 +110,28 @@ def ours(job: Job, journal: Journal, **options: Any) -> None:
         "kept": Counter(group.reason for group in report.groups if group.reason).most_common(REASONS),
         "speedup": [speed.speedup for speed in report.speed],
         "notes": list(report.notes), "stages": dict(report.stages),
+        "compensation": result.plan.settings["compensation"], "top1": fidelity.top1_agreement,
+        "cosine": fidelity.outputs[0].cosine, "equal_share": fidelity.outputs[0].equal_share,
     }  # fmt: skip
     try_file(output, job, journal, report.input_shapes if job.exporter == "file" else None)
+    if job.exporter == "file" and job.name in TASKS:
+        score(output, job, journal)
+
+
+def score(path: Path, job: Job, journal: Journal) -> None:
+    """Accuracy of the original and of the file at `path` on the whole test set, in percent, by score.py of SHARED."""
+    assert job.source is not None
+    script = next((p / "score.py" for p in job.source.parents if (p / "score.py").exists()), None)
+    if script is None:
+        return
+    journal.step("score")
+    command = [sys.executable, script, TASKS[job.name], job.source, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    if done.returncode:  # Pillow may be missing, say: that is no fault of the model
+        journal.facts["score_error"] = lines[-1][:300] if lines else "no word"
+    else:
+        journal.facts["score_before"], journal.facts["score_after"] = (float(line.split()[0]) for line in lines)
 
 
 def inexact(job: Job, journal: Journal) -> None:

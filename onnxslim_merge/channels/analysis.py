@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,7 @@ class Analysis:
     producers: tuple[Producer, ...]
     carriers: tuple[Carrier, ...]
     consumers: tuple[Consumer, ...]
+    reads: dict[tuple[str, int], int]
     contractions: tuple[Contraction, ...]
     balances: tuple[Balance, ...]
     ragged: Mapping[str, Ragged]
@@ -73,7 +75,11 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: 
 
     allow_inexact: names of rules that may cut what changes a statistic, such as "layernorm".
     """
-    common = _Common(graph, frozenset(allow_inexact), frozenset(_stretching(probes)), frozenset(_fed(graph)))
+    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    common = _Common(
+        graph, constants, frozenset(_captured(graph)), frozenset(allow_inexact), frozenset(_stretching(probes)),
+        frozenset(_fed(graph)),
+    )  # fmt: skip
     first = _settled(common, probes[0], np.empty(0, np.int64))
     for probe in probes[1:]:  # what is tied at one size may be tied at all: it only means that less can leave
         _freeze_differences(first, _settled(common, probe, _ties(first)))
@@ -84,6 +90,7 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: 
         producers=tuple(first.producers),
         carriers=tuple(first.carriers),
         consumers=tuple(first.consumers),
+        reads=first.reads,
         contractions=tuple(first.contractions),
         balances=tuple(first.balances),
         ragged=first.ragged,
@@ -102,9 +109,14 @@ def analyse_channels(graph: gs.Graph, probes: tuple[Probe, ...], allow_inexact: 
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """What all walks share. fed: tensors whose values come from the data, not from shapes alone."""
+    """What all walks share.
+
+    captured: tensors that a subgraph uses. fed: tensors whose values come from the data, not from shapes alone.
+    """
 
     graph: gs.Graph
+    constants: Mapping[str, gs.Constant]
+    captured: frozenset[str]
     allowed: frozenset[str]
     stretching: frozenset[tuple[str, int]]
     fed: frozenset[str]
@@ -151,10 +163,9 @@ def _ties(walk: Walk) -> Ids:
 
 
 def _walk(common: _Common, probe: Probe, ties: Ids) -> Walk:
-    graph, values = common.graph, {n: v for n, v in probe.values.items() if n not in common.fed}
-    constants = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Constant)}
+    graph, constants, captured = common.graph, common.constants, common.captured
+    values = {n: v for n, v in probe.values.items() if n not in common.fed}
     shapes = {**probe.shapes, **{name: tuple(t.shape) for name, t in constants.items()}}
-    captured = frozenset(_captured(graph))
     exposed = captured | {t.name for t in graph.outputs}
     known = {**constants, **derived_constants(graph.nodes, constants, shapes)}
     walk = Walk(shapes, values, known, graph.opset, exposed, common.allowed, common.stretching)
@@ -180,8 +191,8 @@ def _walk(common: _Common, probe: Probe, ties: Ids) -> Walk:
 
 def _label_constant(walk: Walk, name: str, tensor: gs.Constant) -> None:
     shape, kind = tuple(tensor.shape), np.dtype(tensor.dtype).kind if _known(tensor.dtype) else "O"
-    if kind in "iu" and np.prod(shape, dtype=np.int64) <= LIMIT:
-        walk.elements[name] = constant_elements(name, int(np.prod(shape, dtype=np.int64)))
+    if kind in "iu" and (size := math.prod(shape)) <= LIMIT:
+        walk.elements[name] = constant_elements(name, size)
     if kind in "fV" or are_numbers(tensor):  # ml_dtypes' bfloat16 is of kind V
         walk.labels[name] = [along(walk.space.fresh(n), a, len(shape)) for a, n in enumerate(shape) if n > 1]
         walk.fresh[name] = walk.labels[name]
@@ -262,17 +273,16 @@ def _freeze_differences(first: Walk, other: Walk) -> None:
     why = "depends on input size: sits differently, or freezes, when the input has another size"
     for name, tensor in first.constants.items():
         for array in first.fresh.get(name, []):
-            axis, user = max(varying(array), default=0), next(iter(getattr(tensor, "outputs", ())), None)
             mine = array.ravel()[differs[array.ravel()]]
             if mine.size:
+                axis, user = max(varying(array), default=0), next(iter(getattr(tensor, "outputs", ())), None)
                 reason = Refusal(name, axis, user.name if user else name, user.op if user else "constant", why)
                 first.refuse([mine, a[mine], b[mine]], reason)
-    frozen = first.space.frozen()[:count] >= 0
-    for refusal in np.unique(frozen_elsewhere[frozen_elsewhere >= 0]):
-        only = (frozen_elsewhere == refusal) & ~frozen
-        if only.any():
-            found = other.refusals[refusal]
-            first.refuse([ids[only]], replace(found, reason=f"{found.reason} (at another input size)"))
+    only_elsewhere = np.where(first.space.frozen()[:count] >= 0, -1, frozen_elsewhere)
+    for refusal in np.unique(only_elsewhere[only_elsewhere >= 0]):
+        found = other.refusals[refusal]
+        reason = replace(found, reason=f"{found.reason} (at another input size)")
+        first.refuse([ids[only_elsewhere == refusal]], reason)
 
 
 __all__ = ["Analysis", "LabelSpace", "analyse_channels"]

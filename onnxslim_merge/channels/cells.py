@@ -41,23 +41,48 @@ def find_cells(walk: Walk) -> tuple[Cell, ...]:
     joined = np.zeros(walk.space.size, bool)
     for ids in walk.joins:
         joined[walk.space.find(ids)] = True
-    makers: dict[int, list[int]] = {}
-    for index, ids in enumerate(roots):
-        for label in dict.fromkeys(ids.tolist()):
-            makers.setdefault(label, []).append(index)
-    members: dict[tuple[tuple[int, ...], bool], list[int]] = {}
-    for label, signature in makers.items():
-        members.setdefault((tuple(signature), bool(frozen[label] >= 0)), []).append(label)
+    made, signature, makers = _signatures(roots, walk.space.size)
+    keys = 2 * signature[made] + (frozen[made] >= 0)
     cells: list[Cell] = []
     balances = [walk.space.find(balance.labels) for balance in walk.balances]
     names: dict[str, int] = {}
-    for (makers_of, stuck), labels in members.items():
+    for ids in _by_key(made, keys):
+        makers_of, frozen_by = makers[signature[ids[0]]], frozen[ids[0]]
         name = _unique(_name(walk.producers[makers_of[0]]), names)
-        refusal = walk.refusals[frozen[labels[0]]] if stuck else None
-        inner = len(makers_of) == 1 and not joined[labels].any()
-        ids = np.array(labels, np.int64)
+        refusal = walk.refusals[frozen_by] if frozen_by >= 0 else None
+        inner = len(makers_of) == 1 and not joined[ids].any()
         cells.append(Cell(name, ids, makers_of, inner, refusal, _parts(ids, balances)))
     return tuple(cells)
+
+
+def _signatures(roots: Sequence[Ids], size: int) -> tuple[Ids, Ids, list[tuple[int, ...]]]:
+    """The classes that producers make, in the order in which they are met; a number by class; its producers by number.
+
+    Classes have one number if the same producers make them: one by one, each parts those that it makes from the others.
+    """
+    signature: Ids = np.zeros(size, np.int64)
+    makers: list[tuple[int, ...]] = [()]
+    met: list[Ids] = [np.empty(0, np.int64)]
+    for index, ids in enumerate(roots):
+        classes = _unique_in_order(ids)
+        met.append(classes[signature[classes] == 0])
+        before, which = np.unique(signature[classes], return_inverse=True)
+        signature[classes] = len(makers) + which
+        makers += [(*makers[number], index) for number in before.tolist()]
+    return np.concatenate(met), signature, makers
+
+
+def _by_key(values: Ids, keys: Ids) -> list[Ids]:
+    """`values` in parts of equal keys, in the order in which these are met."""
+    order = np.argsort(keys, kind="stable")
+    parts = np.split(values[order], np.flatnonzero(np.diff(keys[order])) + 1) if keys.size else []
+    first = np.unique(keys, return_index=True)[1]
+    return [parts[number] for number in np.argsort(first)]
+
+
+def _unique_in_order(ids: Ids) -> Ids:
+    """Each value once, in the order in which they are met."""
+    return ids[np.sort(np.unique(ids, return_index=True)[1])]
 
 
 def _parts(labels: Ids, balances: Sequence[Ids]) -> Ids | None:

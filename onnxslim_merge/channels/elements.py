@@ -104,8 +104,10 @@ def _condition(c: Scope) -> NDArray[np.bool_] | None:
 
 def _asks_for_minus_one(c: Scope) -> bool:
     """Equal of numbers with negative constants."""
-    constant = [s for s in (0, 1) if c.is_constant(s)]
-    return c.op == "Equal" and len(constant) == 1 and bool((c.constant(constant[0]) < 0).all())
+    if c.op != "Equal":
+        return False
+    constant = [s for s in (0, 1) if c.is_constant(s) and c.tensor(s) in c.walk.elements]  # strings are no numbers
+    return len(constant) == 1 and bool((c.constant(constant[0]) < 0).all())
 
 
 TRACED: dict[str, Callable[[Scope], list[Element] | None]] = {
@@ -131,8 +133,9 @@ def trace(node: gs.Node, walk: Walk) -> None:
             return
     if _asks_for_minus_one(c):
         return
-    for slot in (s for s in range(len(node.inputs)) if c.has(s)):
-        use(c.tensor(slot), c.name, c.op, "is computed with", walk, judged=slot in JUDGED.get(node.op, ()))
+    for slot, tensor in enumerate(node.inputs):
+        if tensor.name in walk.elements:
+            use(tensor.name, c.name, c.op, "is computed with", walk, judged=slot in JUDGED.get(node.op, ()))
 
 
 def _checked(c: Scope, function: Callable[[Scope], list[Element] | None]) -> list[Element] | None:

@@ -42,14 +42,18 @@ class LabelSpace:
     def find(self, labels: Ids) -> Ids:
         """Roots of `labels`, same shape."""
         root = self._parent[labels]
-        while not np.array_equal(up := self._parent[root], root):
+        if (self._parent[root] == root).all():  # nearly always
+            return root
+        while not ((up := self._parent[root]) == root).all():
             root = up
         self._parent[labels] = root
         return root
 
     def unite(self, a: Ids, b: Ids) -> None:
         """Put a[i] and b[i] into one class, for every i; `a` and `b` broadcast."""
-        a, b = (x.ravel() for x in np.broadcast_arrays(a, b))
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        a, b = a.ravel(), b.ravel()
         while True:
             ra, rb = self.find(a), self.find(b)
             differ = ra != rb
@@ -75,9 +79,9 @@ class LabelSpace:
     def collapse(self, array: Ids) -> Ids:
         """Shorten to length 1 every axis of `array` along which the classes do not vary."""
         roots = self.find(array)
-        for axis, length in enumerate(array.shape):
-            if length > 1 and (roots == np.take(roots, [0], axis)).all():
-                array, roots = np.take(array, [0], axis), np.take(roots, [0], axis)
+        for axis in varying(array):
+            if (roots == (first := roots.take([0], axis))).all():
+                array, roots = array.take([0], axis), first
         return array
 
 

@@ -122,8 +122,8 @@ class Scope:
     # -- passing on ---------------------------------------------------------------------------------------------------
 
     def give(self, arrays: Arrays, index: int = 0) -> None:
-        """The label arrays of output `index`."""
-        self.walk.labels[self.output(index)] = arrays
+        """The label arrays of output `index`; an empty tensor has no channels."""
+        self.walk.labels[self.output(index)] = [a for a in arrays if a.size]
 
     def flow(self, kind: Any, slots: Sequence[int], index: int = 0, **more: Any) -> None:
         """How the value of output `index` comes from the inputs `slots`."""
@@ -228,8 +228,9 @@ class Scope:
     def joins(self, slots: Sequence[int]) -> None:
         """Remember that activations with different channels meet here. To be said before they are united."""
         live = [s for s in slots if not self.is_constant(s) and self.labels(s)]
-        roots = [np.unique(np.concatenate([self.space.find(a).ravel() for a in self.labels(s)])) for s in live]
-        if any(not np.array_equal(r, roots[0]) for r in roots[1:]):
+        roots = [np.concatenate([self.space.find(a).ravel() for a in self.labels(s)]) for s in live]
+        # the usual case first: it needs no sorting
+        if any(not (np.array_equal(r, roots[0]) or set(r.tolist()) == set(roots[0].tolist())) for r in roots[1:]):
             self.walk.joins += [a for s in live for a in self.labels(s)]
 
     # -- claiming -----------------------------------------------------------------------------------------------------
@@ -266,9 +267,9 @@ class Scope:
         groups: int = 1,
     ) -> None:
         """Input x = (slot, axis) is contracted with constant weight = (slot, axis, out_axis)."""
-        ids = self.axis_labels(*x)
+        ids, (slot, axis, out_axis) = self.axis_labels(*x), weight
+        self.walk.reads[self.name, slot] = axis
         if ids is not None:
-            slot, axis, out_axis = weight
             self.walk.consumers.append(
                 Consumer(self.name, self.op, self.tensor(x[0]), x[0], x[1], self.tensor(slot), slot, axis, out_axis,
                          ids, self.output(), bias, gain, tap_gain, groups)

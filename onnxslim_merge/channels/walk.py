@@ -48,6 +48,7 @@ class Walk:
     producers: list[Producer] = field(default_factory=list)
     carriers: list[Carrier] = field(default_factory=list)
     consumers: list[Consumer] = field(default_factory=list)
+    reads: dict[tuple[str, int], int] = field(default_factory=dict)  # (node, slot of a weight): the axis it contracts
     contractions: list[Contraction] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
     ragged: dict[str, Ragged] = field(default_factory=dict)

@@ -20,7 +20,8 @@ def reprune(views: Views, cell: Cell, keep: int, settings: Settings, device: Dev
     """Ward clustering of the rows into as many clusters as stay; of each the member nearest to its centre stays.
 
     Ties, as between any two members, go to the larger row, then to the one nearer to the mean of all, then to the
-    lower index. The parts of a cell are clustered one by one. Who comes back first is farthest from his centre.
+    larger sum (so that no order of the rows decides), then to the lower index. The parts of a cell are clustered one by
+    one. Who comes back first is farthest from his centre.
     """
     rows = in_geometry(ranked_rows(views, cell), settings.geometry)
     clusters, distance = np.empty(cell.size, np.int64), np.empty(cell.size)
@@ -56,9 +57,9 @@ def from_centres(rows: Floats, labels: NDArray[np.int64]) -> Floats:
 
 def representatives(rows: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """One index of each cluster, ascending."""
-    keys = (from_centres(rows, labels), -np.linalg.norm(rows, axis=1), np.linalg.norm(rows - rows.mean(0), axis=1))
-    near, large, central = (_stepped(key) for key in keys)
-    order = np.lexsort((np.arange(labels.size), central, large, near, labels))
+    lengths, from_all = (np.linalg.norm(vectors, axis=1) for vectors in (rows, rows - rows.mean(0)))
+    keys = (labels, from_centres(rows, labels), -lengths, from_all, -rows.sum(1))
+    order = np.lexsort((np.arange(labels.size), *(_stepped(key) for key in reversed(keys))))
     return np.sort(order[np.unique(labels[order], return_index=True)[1]])
 
 

@@ -91,7 +91,8 @@ class Batching:
 def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     """The graph's inputs that a caller must feed: those that are not initializers (IR 3 lists both), in order.
 
-    Raises UnsupportedError for inputs that are no tensors (sequences, maps, optionals) or have an unknown rank.
+    Raises UnsupportedError for inputs that are no tensors (sequences, maps, optionals), have an unknown rank, or are of
+    a type that numpy does not have (bfloat16, float8, int4).
     """
     initializers = {tensor.name for tensor in proto.graph.initializer}
     initializers |= {sparse.values.name for sparse in proto.graph.sparse_initializer}
@@ -106,7 +107,11 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
         raise UnsupportedError(f"input {value.name} has an unknown rank: export the model with input shapes")
     if tensor.elem_type == onnx.TensorProto.UNDEFINED:
         raise UnsupportedError(f"input {value.name} has no element type: the model is not valid for any runtime")
-    return InputSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), _dims(tensor.shape))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if dtype.kind == "V":  # one of ml_dtypes
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise UnsupportedError(f"input {value.name} is of {kind}, which ONNX Runtime cannot be fed: export as float32")
+    return InputSpec(value.name, dtype, _dims(tensor.shape))
 
 
 def _dims(shape: onnx.TensorShapeProto) -> tuple[Dim, ...]:

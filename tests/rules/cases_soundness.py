@@ -152,8 +152,8 @@ case(
 case(
     "a_part_of_one_class",  # the two rows that a depthwise Conv makes of one channel are a part of their own
     """g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y)
-    <float[5, 3, 1, 1] w, int64[2] two = {2, 8}, float[10, 1, 1, 1] k, float[3, 10, 1, 1] v, float[2, 1, 1, 1] dw>
-    { a = Conv (x, w) d = Conv <group = 5> (a, k) p, q = Split <axis = 1> (d, two)
+    <float[8, 3, 1, 1] w, int64[2] two = {2, 14}, float[16, 1, 1, 1] k, float[3, 16, 1, 1] v, float[2, 1, 1, 1] dw>
+    { a = Conv (x, w) d = Conv <group = 8> (a, k) p, q = Split <axis = 1> (d, two)
       u = Conv <group = 2> (p, dw) j = Concat <axis = 1> (q, u) y = Conv (j, v) }""",
 )
 case(

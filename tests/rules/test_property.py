@@ -31,7 +31,7 @@ for _file in sorted(Path(__file__).parent.glob("cases_*.py")):  # each adds its 
 
 TOLERANCE = 1e-4
 SEEDS = range(int(os.environ.get("RULE_SEEDS", "1")))  # for a long search: RULE_SEEDS=20 pytest tests/rules -n 2
-CRITERIA = ("l1", "l2", "l2-gm", "consumer", "impact")
+CRITERIA = ("l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel")
 COMPENSATIONS = ("none", "mean", "merge", "mean+merge")
 
 
@@ -64,6 +64,8 @@ def test_what_is_left_is_exact(case, seed):
             "compensation": compensation,
             "keep_batchnorm": not case.left and bool(rng.integers(2)),
         }
+        if "merge" in compensation:
+            options["donors"] = ("auto", "all", 2)[rng.integers(3)]
         result = onnxslim_merge.slim(model, **options)
         assert not [note for note in result.report.notes if "our bug" in note], options
         assert not [r.reason for r in result.report.refusals if "please report" in r.reason], options

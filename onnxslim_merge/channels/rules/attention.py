@@ -82,8 +82,7 @@ def _tied(c: Scope, heads: list[Ids | None], mask: int) -> list[Ids] | None:
     """Unite each key-value head with its query heads and its part of a mask; None if one of them has no labels."""
     known = [h for h in heads if h is not None]
     if len(known) < len(heads):
-        for slot, found in enumerate(heads):
-            c.refuse([] if found is None else [found], slot, None, "queries, keys or values have no channels here")
+        c.freeze_all("queries, keys or values have no channels here")  # nor may a mask or a bias lose any
         return None
     query, *others = known
     for other in others:

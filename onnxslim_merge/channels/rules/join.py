@@ -51,7 +51,8 @@ def split(c: Scope) -> None:
         arrays = [c.whole_slices(a, axis) for a in arrays]
     for index in range(len(c.node.outputs)):
         size = c.out_shape(index)[axis]
-        part = [np.take(a, range(start, start + size), axis) for a in on_axis(arrays, axis)]
+        found = on_axis(arrays, axis) if size else []  # an empty part carries none
+        part = [np.take(a, range(start, start + size), axis) for a in found]
         _lone(c, part, axis)
         c.give([a for a in arrays if a.shape[axis] == 1] + part, index)
         c.flow("move", [0], index)

@@ -72,6 +72,7 @@ def _contracts(c: Scope, x_axis: int, weight: tuple[int, int, int], bias: int | 
         c.walk.stand_ins[c.name, bias] = held
     labels = np.empty(0, np.int64) if made is None else made
     c.walk.producers.append(Producer(c.name, c.op, name, slot, out_axis, labels, c.output(), inside))
+    c.walk.reads[c.name, slot] = axis
     if read is not None:
         zero = float(c.constant(2).ravel()[0])
         c.walk.consumers.append(

@@ -112,6 +112,8 @@ def space_to_depth(c: Scope) -> None:
     """A reshape, a transpose, a reshape: every channel sits on blocksize^2 places; height and width freeze."""
     n, channels, h, w = c.shape(0)
     b, perm = int(c.attr("blocksize")), (0, 3, 5, 1, 2, 4)
+    if c.attr("mode", "DCR") == "CRD":  # since opset 28: the places within a block come behind the channels
+        perm = (0, 1, 3, 5, 2, 4)
     split = (n, channels, h // b, b, w // b, b)
     for axis in (2, 3):
         c.freeze_axis(0, axis, "SpaceToDepth mixes this axis")

@@ -1,0 +1,286 @@
+"""REPrune on models: clusters meet compensation, in cells of every kind; kernels; planted redundancy of any scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from test_merging import CONV, COPIES, DENSE, KEPT_RATIO, PLANTED, TOTAL, families, kept_by_output
+from textmodels import distance, feeds, parse, replace_weights, run, weights
+
+import onnxslim_merge
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.compensation import solve
+from onnxslim_merge.criteria import choose, coverage, representatives
+from onnxslim_merge.criteria.norms import ranked_rows
+from onnxslim_merge.errors import UsageError
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.verify import speed
+from onnxslim_merge.views import Views
+
+
+@pytest.fixture(autouse=True)
+def _no_timing(monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
+
+
+def slim(model, **options):
+    return onnxslim_merge.slim(model, **({"criterion": "reprune", "compensation": "merge", "ratio": 0.4} | options))
+
+
+def plant(model: onnx.ModelProto, layers: dict[str, tuple[str, ...]], seed: int, low: float, high: float):
+    """Copies times *any* positive scale, larger than their originals too: (model, original of every channel)."""
+    rng, values, sources = np.random.default_rng([seed, 3]), dict(weights(model)), {}
+    for name, pairs in layers.items():
+        source = sources[name] = families(rng)
+        scale = np.where(source == np.arange(TOTAL), 1.0, np.exp(rng.uniform(np.log(low), np.log(high), TOTAL)))
+        for tensor in (t for pair in pairs for t in pair.split()):
+            array = values[tensor]
+            values[tensor] = (array[source] * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(array.dtype)
+    return replace_weights(model, values), sources
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", PLANTED)
+def test_copies_of_any_scale_come_back_exactly(name, seed):
+    text, layers = PLANTED[name]
+    model, sources = plant(parse(text, seed=seed), layers, seed, 0.05, 20)
+    result = slim(model, ratio=KEPT_RATIO, geometry="cosine")
+    kept = kept_by_output(result.plan)
+    for layer, source in sources.items():
+        assert len(kept[layer]) == TOTAL - COPIES
+        assert sorted(source[kept[layer]]) == sorted(set(source))  # one of each family
+    assert result.plan.notes == ()
+    fed = feeds(model, {"N": 5}, seed)
+    assert distance(run(model, fed), run(result.model, fed)) <= 1e-4
+
+
+def test_euclidean_clusters_may_miss_copies_of_other_scales():
+    text, layers = PLANTED["dense_relu"]
+    wrong = 0.0
+    for seed in range(3):
+        model, _ = plant(parse(text, seed=seed), layers, seed, 0.05, 20)
+        fed = feeds(model, {"N": 5}, seed)
+        wrong = max(wrong, distance(run(model, fed), run(slim(model, ratio=KEPT_RATIO).model, fed)))
+    assert wrong > 1e-2
+
+
+@pytest.mark.parametrize("criterion", ["reprune", "reprune-kernel"])
+def test_equal_copies_come_back_in_euclidean_geometry_too(criterion):
+    for name in ("dense_relu", "conv_relu", "conv_residual"):
+        text, layers = PLANTED[name]
+        model, sources = plant(parse(text, seed=1), layers, 1, 1.0, 1.0)
+        result = slim(model, ratio=KEPT_RATIO, criterion=criterion)
+        kept = kept_by_output(result.plan)
+        assert all(sorted(source[kept[layer]]) == sorted(set(source)) for layer, source in sources.items())
+        fed = feeds(model, {"N": 5}, 1)
+        assert distance(run(model, fed), run(result.model, fed)) <= 1e-4
+
+
+def analysed(text: str, seed: int = 0) -> tuple[Views, dict[str, Cell], dict[str, np.ndarray]]:
+    model = parse(text, seed=seed)
+    analysis = onnxslim_merge.analyse(model)
+    return Views(analysis), {cell.name: cell for cell in analysis.cells}, dict(weights(model))
+
+
+@pytest.mark.parametrize("geometry", ["euclidean", "cosine"])
+def test_a_removed_channel_goes_to_the_representative_of_its_cluster(geometry):
+    views, cells, values = analysed(DENSE.replace("F", "Relu"))
+    options = Settings(criterion="reprune", geometry=geometry, compensation="merge", threshold=-1)
+    choice = choose(views, cells["Gemm_a"], 6, None, options)
+    assert choice.clusters is not None
+    assert sorted(choice.clusters[choice.kept]) == list(range(6))
+    solved = solve(views, {"Gemm_a": choice.kept}, None, options, {"Gemm_a": choice.clusters})
+    (new,) = solved.weights.values()
+    rows = np.hstack([values["w"], values["b"][:, None]])
+    norms, expected = np.linalg.norm(rows, axis=1), values["k"].astype(np.float64)
+    for i in np.setdiff1d(np.arange(TOTAL), choice.kept):
+        (donor,) = [j for j in choice.kept if choice.clusters[j] == choice.clusters[i]]
+        expected[:, donor] += norms[i] / norms[donor] * values["k"][:, i]
+    assert np.allclose(new[:, choice.kept], expected[:, choice.kept], atol=1e-5)
+    # any other donor by cosine is another result: the clusters do decide
+    free = solve(views, {"Gemm_a": choice.kept}, None, options)
+    assert not np.allclose(next(iter(free.weights.values())), new, atol=1e-3)
+
+
+GROUPED = """g (float[N, 8, 6, 6] x) => (float[N, 4, 6, 6] y)
+<float[12, 8, 1, 1] w, float[12] b, float[12, 4, 3, 3] g, float[4, 12, 1, 1] v>
+{ a = Conv (x, w, b)
+  r = Relu (a)
+  e = Conv <group = 3, pads = [1, 1, 1, 1]> (r, g)
+  s = Relu (e)
+  y = Conv (s, v) }"""
+DEPTHWISE = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+<float[12, 3, 1, 1] w, float[12] b, float[12, 1, 3, 3] g, float[4, 12, 1, 1] v>
+{ a = Conv (x, w, b)
+  r = Relu (a)
+  e = Conv <group = 12, pads = [1, 1, 1, 1]> (r, g)
+  s = Relu (e)
+  y = Conv (s, v) }"""
+ATTENTION = """g (float[N, 5, 12] x) => (float[N, 5, 12] y)
+<float[12, 24] wq, float[24] bq, float[12, 24] wk, float[12, 24] wv, float[24, 12] wo,
+ int64[4] heads = {0, 0, 6, 4}, int64[3] flat = {0, 0, -1}>
+{ q0 = MatMul (x, wq)
+  q1 = Add (q0, bq)
+  k0 = MatMul (x, wk)
+  v0 = MatMul (x, wv)
+  q2 = Reshape (q1, heads)
+  k2 = Reshape (k0, heads)
+  v2 = Reshape (v0, heads)
+  q = Transpose <perm = [0, 2, 1, 3]> (q2)
+  k = Transpose <perm = [0, 2, 3, 1]> (k2)
+  v = Transpose <perm = [0, 2, 1, 3]> (v2)
+  s = MatMul (q, k)
+  p = Softmax <axis = -1> (s)
+  o = MatMul (p, v)
+  t = Transpose <perm = [0, 2, 1, 3]> (o)
+  u = Reshape (t, flat)
+  y = MatMul (u, wo) }"""
+BATCHNORM = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+<float[12, 3, 3, 3] w, float[12] ga, float[12] be, float[12] me, float[12] var, float[12, 12, 1, 1] k,
+ float[4, 12, 1, 1] v>
+{ a = Conv <pads = [1, 1, 1, 1]> (x, w)
+  n = BatchNormalization (a, ga, be, me, var)
+  r = Relu (n)
+  c = Conv (r, k)
+  t = Add (c, r)
+  y = Conv (t, v) }"""
+KINDS = {"grouped": GROUPED, "depthwise": DEPTHWISE, "attention": ATTENTION, "batchnorm": BATCHNORM}
+
+
+@pytest.mark.parametrize("geometry", ["euclidean", "cosine"])
+@pytest.mark.parametrize("compensation", ["none", "mean", "merge", "mean+merge"])
+@pytest.mark.parametrize("criterion", ["reprune", "reprune-kernel"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_cell_and_compensation(name, criterion, compensation, geometry):
+    model = parse(KINDS[name], seed=2)
+    options = {"kernel_cut": "layer"} if criterion == "reprune-kernel" else {}
+    result = slim(model, ratio=0.34, criterion=criterion, compensation=compensation, geometry=geometry, **options)
+    assert result.report.twin_max_error <= 1e-4
+    assert not [note for note in result.report.notes if "our bug" in note]
+    slimmed = [cell for cell in result.plan.cells if len(cell.keep) < cell.size]
+    assert slimmed
+    if name == "grouped":  # each group keeps as many
+        groups = np.array(slimmed[0].keep) // 4
+        assert len(set(np.bincount(groups, minlength=3))) == 1
+    if name == "attention":
+        assert [(cell.size, len(cell.keep)) for cell in slimmed] == [(6, 4)]
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize(
+    "amount", [{"channel_multiple": 4}, {"min_channels": 11}, {"ratio_for": "a=0.5", "ratio": 0.0}]
+)
+def test_amounts_hold(amount):
+    options = {"ratio": 0.4, "scope": "all"} | amount
+    kept = [
+        [len(cell.keep) for cell in slim(parse(DENSE.replace("F", "Relu")), criterion=c, **options).plan.cells]
+        for c in ("l2", "reprune", "reprune-kernel")
+    ]
+    assert kept[0] == kept[1] == kept[2] != [15, 15]
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_are_those_of_each_input_channel():
+    views, cells, values = analysed(CONV.replace("BODY", "r = Relu (a) e = Conv (r, k, d) y = Conv (e, v, c)"))
+    cell = cells["Conv_a"]
+    found = views.kernels(cell, cell.producers[0])
+    assert np.array_equal(found, values["w"].reshape(15, 3, 9).swapaxes(0, 1))
+    views, cells, values = analysed(DENSE.replace("F", "Relu"))
+    cell = cells["Gemm_a"]
+    assert np.array_equal(views.kernels(cell, cell.producers[0]), values["w"].T[..., None])
+    views, cells, values = analysed(ATTENTION)
+    (cell,) = [cell for cell in cells.values() if cell.refusal is None]
+    kernels = views.kernels(cell, cell.producers[0])
+    assert np.array_equal(kernels, values["wq"].reshape(12, 6, 4))
+
+
+def test_kernels_hold_all_weights_of_the_ranked_rows():
+    for text in KINDS.values():
+        views, cells, _ = analysed(text)
+        for cell in cells.values():
+            if cell.refusal is not None:
+                continue
+            banks, skipped = coverage._banks(views, cell, Settings())
+            rows = ranked_rows(views, cell)
+            assert skipped == 0
+            assert sum(np.square(bank).sum() for bank in banks) == pytest.approx(np.square(rows).sum())
+
+
+def test_past_a_stated_amount_of_work_small_input_channels_are_left_out(monkeypatch):
+    monkeypatch.setattr(coverage, "EXACT_WORK", 2 * 15**2)
+    model = parse(CONV.replace("BODY", "r = Relu (a) y = Conv (r, v, c)"))
+    result = slim(model, criterion="reprune-kernel")
+    assert any("1 input channels with small weights were not clustered" in note for note in result.report.notes)
+
+
+def test_too_many_rows_are_reported(monkeypatch):
+    monkeypatch.setattr(representatives, "EXACT_ROWS", 10)
+    result = slim(parse(DENSE.replace("F", "Relu")))
+    assert any("too many for one clustering" in note for note in result.report.notes)
+
+
+# -- several donors ---------------------------------------------------------------------------------------------------
+
+
+def planted_mixture(seed: int):
+    """A linear layer in which six rows are mixtures of all others."""
+    rng, model = np.random.default_rng(seed), parse(DENSE.replace("F", "Identity"), seed=seed)
+    values = {name: array.copy() for name, array in weights(model).items()}
+    for w, b in (("w", "b"), ("k", "d")):
+        gone = rng.choice(TOTAL, COPIES, replace=False)
+        rest = np.setdiff1d(np.arange(TOTAL), gone)
+        mix = 0.1 * rng.normal(size=(COPIES, rest.size))
+        for tensor in (w, b):
+            values[tensor][gone] = mix @ values[tensor][rest]
+    return replace_weights(model, values)
+
+
+def test_all_donors_rebuild_mixtures_exactly_where_nothing_is_between():
+    model = planted_mixture(0)
+    fed = feeds(model, {"N": 5}, 0)
+    errors = {
+        n: distance(run(model, fed), run(slim(model, criterion="l2", donors=n).model, fed)) for n in (1, 3, "all")
+    }
+    assert errors["all"] <= 1e-4
+    assert errors[1] > 10 * errors["all"]
+    several = slim(model, criterion="l2", donors=9).model  # as many as are kept
+    assert distance(run(model, fed), run(several, fed)) <= 1e-4
+
+
+def relu_layer(seed: int):
+    views, cells, values = analysed(DENSE.replace("F", "Relu"), seed)
+    options = {"criterion": "l2", "compensation": "merge"}
+    kept = {"Gemm_a": choose(views, cells["Gemm_a"], 9, None, Settings(**options)).kept}
+    rows = np.hstack([values["w"], values["b"][:, None]])
+    x = np.random.default_rng(seed).normal(size=(20_000, rows.shape[1]))  # standard normal, as the fit has it
+    return views, kept, options, np.maximum(x @ rows.T, 0), values["k"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_donors_are_the_least_squares_fit_behind_relu(seed):
+    views, kept, options, h, k = relu_layer(seed)
+    keep = kept["Gemm_a"]
+
+    def wrong(**more):
+        solved = solve(views, kept, None, Settings(**options, **more))
+        (new,) = solved.weights.values() if solved.weights else (k,)
+        return np.linalg.norm(h @ k.T - h[:, keep] @ new[:, keep].T) / np.linalg.norm(h @ k.T)
+
+    optimum = np.linalg.lstsq(h[:, keep], h @ k.T, rcond=None)[0]
+    best = np.linalg.norm(h @ k.T - h[:, keep] @ optimum) / np.linalg.norm(h @ k.T)
+    assert best <= wrong(donors="all") <= 1.02 * best  # 20,000 samples against their expectation
+    assert wrong(donors="all") < wrong(donors=3) < wrong(donors=1)
+
+
+def test_donors_want_sense():
+    with pytest.raises(UsageError, match="--donors 0: must be at least 1"):
+        Settings(donors=0)
+    with pytest.raises(UsageError, match="--donors 'few': choose a number or auto, representative, all"):
+        Settings(donors="few")
+    with pytest.raises(UsageError, match="only --criterion reprune"):
+        Settings(donors="representative")
+    with pytest.raises(UsageError, match="--device 'gpu': choose cpu, cuda, cuda:N or torch"):
+        Settings(device="gpu")

@@ -1,0 +1,231 @@
+"""Every criterion with every compensation, on real models, at seven ratios: accuracy, agreement, shifts of layers.
+
+    python tools/criteria.py FOLDER SHARED [--cases REGEX] [--threads 1] [--write docs/criteria.md]
+
+SHARED is the folder with `models/`, `data/` and `score.py` that this project's developers have beside their clone. What
+was measured lies in FOLDER, a JSON file for each case, so that an interrupted run goes on where it stopped, and several
+may run beside each other on different cases; the page is written from those files alone. Models are slimmed without
+data and without verification, which the tests and every real run do. Accuracy is top-1 on the labelled test set, all of
+it; agreement is that of the highest class with the original's on unlabelled training images (`x_calib`), which is what
+defaults are chosen by.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from criteria_page import page
+from onnxslim_merge.channels.analysis import analyse_channels
+from onnxslim_merge.files import written_together
+from onnxslim_merge.model_io import build, load
+from onnxslim_merge.pipeline import Run, Work, pick_samples
+from onnxslim_merge.plan import SlimPlan
+from onnxslim_merge.prepare import prepare
+from onnxslim_merge.probe import probe_shapes, tap
+from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.settings import RatioRule, Settings
+from paper_tables import PAPER_VGG, load_score
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+COMPENSATIONS: dict[str, dict[str, Any]] = {
+    "none": {"compensation": "none"},
+    "mean": {"compensation": "mean"},
+    "merge": {"compensation": "merge"},
+    "mean+merge": {"compensation": "mean+merge"},
+    "merge, all": {"compensation": "merge", "donors": "all"},
+    "mean+merge, all": {"compensation": "mean+merge", "donors": "all"},
+}
+FREE: dict[str, dict[str, Any]] = {  # of `reprune`, whose donors are the representatives otherwise
+    "merge, one": {"compensation": "merge", "donors": 1},
+    "mean+merge, one": {"compensation": "mean+merge", "donors": 1},
+}
+VARIANTS: dict[str, dict[str, str]] = {
+    "l1": {"criterion": "l1"},
+    "l2": {"criterion": "l2"},
+    "l2-gm": {"criterion": "l2-gm"},
+    "consumer": {"criterion": "consumer"},
+    "impact": {"criterion": "impact"},
+    "reprune": {"criterion": "reprune"},
+    "reprune, cosine": {"criterion": "reprune", "geometry": "cosine"},
+    "reprune-kernel": {"criterion": "reprune-kernel"},
+    "reprune-kernel, layer": {"criterion": "reprune-kernel", "kernel_cut": "layer"},
+}
+SHIFTS = ("l1", "l2", "reprune", "reprune, cosine", "reprune-kernel")
+SHIFT_IMAGES, SHIFT_RATIO = 64, 0.5
+HOPELESS = 20.0  # percent of agreement, of ten classes: such models are not scored, to save hours
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model at one kind of amount. task: of score.py; ratios None: as in `options`. shifts: by layer too."""
+
+    model: str
+    task: str
+    options: dict[str, Any]
+    ratios: tuple[float, ...] | None = RATIOS
+    shifts: bool = False
+
+
+CASES = {
+    "lenet": Case("lenet300_100_fashionmnist", "fashion", {}, shifts=True),
+    "vgg16 paper": Case(
+        "vgg16_cifar10_bn", "cifar10-b", {"ratio": 0.0, "ratio_for": tuple(map(RatioRule.parse, PAPER_VGG))}, None, True
+    ),
+    "resnet20 bn inner": Case("resnet20_cifar10_bn_op13", "cifar10-a", {"scope": "inner"}, shifts=True),
+    "resnet20 folded inner": Case("resnet20_cifar10_folded_op17", "cifar10-a", {"scope": "inner"}),
+    "resnet20 bn all": Case("resnet20_cifar10_bn_op13", "cifar10-a", {}),
+    "resnet20 folded all": Case("resnet20_cifar10_folded_op17", "cifar10-a", {}),
+    "densenet": Case("densenet_jw_cifar10_bn", "cifar10-b", {}),
+    "vgg16": Case("vgg16_cifar10_bn", "cifar10-b", {}),
+}
+
+
+class Bench:
+    """One case: analysed once, slimmed often."""
+
+    def __init__(self, shared: Path, case: Case, threads: int) -> None:
+        """Read model and images, and classify the calibration images with the original."""
+        score, path = load_score(shared), shared / "models" / f"{case.model}.onnx"
+        self.case, self.threads = case, threads
+        self.before: dict[str, list[np.ndarray]] = {}
+        raw, self.labels = score.images(case.task, "test", None)
+        self.test: np.ndarray = score.prepare(case.task, raw)
+        self.calibration: np.ndarray = score.prepare(case.task, score.images(case.task, "calib", None)[0])
+        self.reference = self.classes(path.read_bytes(), self.calibration)
+        self.base = self.accuracy(path.read_bytes())
+        run = Run(Settings(), lambda stage: None)
+        source = load(path)
+        graph = prepare(source)
+        probes = probe_shapes(graph, source, {})
+        samples = pick_samples(source, run.settings, probes[0])
+        self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
+
+    def outputs(self, model: bytes, inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """The outputs, batch by batch."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        for i in range(0, len(inputs), 64):
+            yield session.run(None, {name: inputs[i : i + 64]})
+
+    def classes(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
+        """The class of every input, (n,)."""
+        return np.concatenate([found[0].argmax(1) for found in self.outputs(model, inputs)])
+
+    def accuracy(self, model: bytes) -> float:
+        """Top-1 on the test set, in percent."""
+        return 100 * float((self.classes(model, self.test) == self.labels).mean())
+
+    def plan(self, **options: Any) -> SlimPlan:
+        """The plan for these settings."""
+        self.work.run.settings = Settings(**(self.case.options | options))
+        self.work.decide()
+        return self.work.plan(check=False)
+
+    def model(self, plan: SlimPlan) -> bytes:
+        """The slimmed file."""
+        return build(rewrite(self.work.graph, plan), self.work.source).SerializeToString()
+
+    def measure(self, variant: str, compensation: str, ratio: float | None) -> dict[str, float]:
+        """Accuracy and agreement in percent, and what it took."""
+        amount = {} if ratio is None else {"ratio": ratio}
+        start = time.perf_counter()
+        plan = self.plan(**VARIANTS[variant], **(COMPENSATIONS | FREE)[compensation], **amount)
+        planned = time.perf_counter() - start
+        model = self.model(plan)
+        agreement = 100 * float((self.classes(model, self.calibration) == self.reference).mean())
+        found = {"agreement": agreement, "seconds": planned}
+        return found if agreement < HOPELESS else found | {"accuracy": self.accuracy(model)}
+
+    def shifts(self, variant: str, compensation: str) -> dict[str, float]:
+        """For each layer whose inputs alone lose half: the relative L2 distance of its output from the original's.
+
+        BatchNormalization is kept, so that the output has its name in both.
+        """
+        found, analysis = dict[str, float](), self.work.analysis
+        for cell in analysis.cells:
+            if cell.refusal is not None or not cell.inner or cell.size == 1:
+                continue
+            producer = re.escape(analysis.producers[cell.producers[0]].output)
+            plan = self.plan(
+                ratio=0.0, ratio_for=(RatioRule(f"^{producer}$", SHIFT_RATIO),), keep_batchnorm=True, scope="all",
+                **VARIANTS[variant], **COMPENSATIONS[compensation],
+            )  # fmt: skip
+            readers = [c.output for c in analysis.consumers if np.isin(analysis.roots[c.labels], cell.labels).any()]
+            after = self.layers(build(rewrite(self.work.graph, plan), self.work.source), readers)
+            if cell.name not in self.before:
+                self.before[cell.name] = self.layers(build(self.work.graph, self.work.source), readers)
+            before = self.before[cell.name]
+            wrong = sum(np.square(a - b, dtype=np.float64).sum() for a, b in zip(before, after, strict=True))
+            found[cell.name] = float((wrong / sum(np.square(a, dtype=np.float64).sum() for a in before)) ** 0.5)
+        return found
+
+    def layers(self, model: onnx.ModelProto, names: list[str]) -> list[np.ndarray]:
+        """The tensors `names` on the first calibration images; nothing behind them is run."""
+        del model.graph.output[:]
+        (found,) = self.outputs(tap(model, names).SerializeToString(), self.calibration[:SHIFT_IMAGES])
+        return found
+
+
+def run_case(folder: Path, shared: Path, name: str, threads: int) -> None:
+    """Measure what is missing of one case."""
+    case, path = CASES[name], folder / f"{name}.json"
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"found": {}, "shifts": {}}
+    wanted = [(v, c, r) for r in case.ratios or (None,) for v in VARIANTS for c in COMPENSATIONS]
+    wanted += [(v, c, r) for r in case.ratios or (None,) for v in ("reprune", "reprune, cosine") for c in FREE]
+    missing = [w for w in wanted if key(*w) not in facts["found"]]
+    shifts = [(v, c) for v in SHIFTS for c in COMPENSATIONS if case.shifts and key(v, c, None) not in facts["shifts"]]
+    if not missing and not shifts:
+        return
+    bench = Bench(shared, case, threads)
+    facts["base"] = bench.base
+    jobs = [("found", key(*w), w) for w in missing] + [("shifts", key(v, c, None), (v, c)) for v, c in shifts]
+    for kind, name_, arguments in jobs:
+        facts[kind][name_] = bench.shifts(*arguments) if kind == "shifts" else bench.measure(*arguments)
+        with written_together({path: json.dumps(facts, indent=1).encode()}):
+            pass
+        print(name, kind, name_, facts[kind][name_] if kind == "found" else "", flush=True)
+
+
+def key(variant: str, compensation: str, ratio: float | None) -> str:
+    """The name of one measurement."""
+    return " | ".join((variant, compensation, "" if ratio is None else f"{ratio:g}"))
+
+
+app = cyclopts.App(help=__doc__, help_format="plaintext")
+
+
+@app.default
+def main(
+    folder: Path,
+    shared: Path,
+    /,
+    *,
+    cases: Annotated[str, cyclopts.Parameter(help="REGEX: only these cases.")] = "",
+    threads: int = 1,
+    write: Path | None = None,
+) -> None:
+    """Measure what is missing in FOLDER; write the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CASES:
+        if re.search(cases, name):
+            run_case(folder, shared, name, threads)
+    if write is not None:
+        facts = {name: json.loads(file.read_text()) for name in CASES if (file := folder / f"{name}.json").exists()}
+        write.write_text(page(facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -53,6 +53,7 @@ class Views:
         self.analysis = analysis
         self.sessions: dict[bytes, Any] = {}  # runtime sessions of single nodes, for statistics
         self._nodes = {node.name: node for node in analysis.graph.nodes}
+        self._energies: dict[int, Floats] = {}
         self._cache: OrderedDict[tuple[str, int, int], Floats] = OrderedDict()
         self._users: dict[str, list[str]] = {}
         for output, flow in analysis.flows.items():
@@ -176,6 +177,16 @@ class Views:
             for flow in self._affine_chain(producer):
                 scale = scale * np.abs(channel_vector(flow, producer.bias.axis, self.width(consumer))[0])
         return scale
+
+    def energy(self, index: int) -> Floats:
+        """Squared norm of each column of a consumer, in units of the spread of its BatchNormalization, (inputs,)."""
+        if index not in self._energies:
+            reader = self.analysis.consumers[index]
+            weight = self.outputs(reader)
+            squares = np.einsum("iot,iot->io", weight, weight).reshape(reader.groups, -1, weight.shape[1])
+            scale = np.broadcast_to(self.output_scale(reader), self.width(reader)).reshape(reader.groups, -1)
+            self._energies[index] = np.einsum("gio,go->gi", squares, scale**2).ravel()
+        return self._energies[index]
 
     def width(self, consumer: Consumer) -> int:
         """How many outputs a consumer has."""

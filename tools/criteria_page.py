@@ -40,7 +40,7 @@ def _split(found: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
     """Variants, compensations and ratios, each in order."""
     parts = [key.split(" | ") for key in found]
     variants, compensations, ratios = (list(dict.fromkeys(part)) for part in zip(*parts, strict=True))
-    return variants, compensations, ratios
+    return variants, compensations, sorted(ratios)
 
 
 def _table(found: Mapping[str, Mapping[str, float]], what: str) -> list[str]:

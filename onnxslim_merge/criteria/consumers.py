@@ -28,9 +28,5 @@ def impact(views: Views, cell: Cell, statistics: Statistics | None, carries_mean
 
 def _energy(views: Views, columns: Columns) -> Floats:
     """Squared norm of the column at each position, (n, m)."""
-    reader = views.analysis.consumers[columns.consumer]
-    weight = views.outputs(reader)
-    squares = np.einsum("iot,iot->io", weight, weight)
-    scale = np.broadcast_to(views.output_scale(reader), views.width(reader)).reshape(reader.groups, -1)
-    squares = np.einsum("gio,go->gi", squares.reshape(reader.groups, -1, weight.shape[1]), scale**2).ravel()
+    squares = views.energy(columns.consumer)
     return np.where(columns.positions >= 0, squares[columns.positions.clip(min=0)], 0.0)

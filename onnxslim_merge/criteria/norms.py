@@ -29,20 +29,42 @@ def weighed_rows(rows: Rows) -> Floats:
     """What of one producer is ranked: (n, d), or (n, d + 1) with the bias behind."""
     if rows.batchnorm:
         return rows.weight
-    folded = rows.scale * rows.bias + rows.offset
-    return np.concatenate([rows.scale[:, None] * rows.weight, folded[:, None]], axis=1)
+    bias, scale = _folded(rows)
+    return np.concatenate([scale[:, None] * rows.weight, bias[:, None]], axis=1)
 
 
 def l1(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bool) -> Floats:
     """Sum of absolute weights (Li et al., ICLR 2017)."""
-    scores: Floats = np.abs(ranked_rows(views, cell)).sum(1)
-    return scores
+    blocks, total = views.rows(cell), np.zeros(cell.size)
+    for rows in blocks:
+        bias, scale = _folded(rows)
+        total += (np.abs(scale) * np.abs(rows.weight).sum(1) + np.abs(bias)) / _unit(rows, len(blocks))
+    return total
 
 
 def l2(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bool) -> Floats:
     """Euclidean norm."""
-    norms: Floats = np.linalg.norm(ranked_rows(views, cell), axis=1)
-    return norms
+    blocks = views.rows(cell)
+    return np.sqrt(sum(_squares(rows) / _unit(rows, len(blocks)) ** 2 for rows in blocks))
+
+
+def _folded(rows: Rows) -> tuple[Floats, Floats]:
+    """Bias and scale of the ranked rows, (n,) each: `weighed_rows` is scale x weight, and the bias behind."""
+    if rows.batchnorm:
+        return np.zeros_like(rows.scale), np.ones_like(rows.scale)
+    return rows.scale * rows.bias + rows.offset, rows.scale
+
+
+def _squares(rows: Rows) -> Floats:
+    """Squared norms of the ranked rows, (n,), without a copy of them: weights may be large."""
+    bias, scale = _folded(rows)
+    squares: Floats = scale**2 * np.einsum("ij,ij->i", rows.weight, rows.weight) + bias**2
+    return squares
+
+
+def _unit(rows: Rows, blocks: int) -> float:
+    """What a block is divided by: its mean norm, if there are several."""
+    return (float(np.sqrt(_squares(rows)).mean()) or 1.0) if blocks > 1 else 1.0
 
 
 def geometric_median(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bool) -> Floats:

@@ -104,8 +104,8 @@ class SettingsOptions:
         Compensation | None,
         Parameter(
             group=_METHOD,
-            help="What the next layers get for those that go; auto: mean if BatchNormalization or data tells it, else"
-            f" none. (default {_DEFAULT.compensation})",
+            help="What the next layers get for those that go; auto: merge by all donors, and the mean if"
+            f" BatchNormalization or data tells it. (default {_DEFAULT.compensation})",
         ),
     ] = None
     threshold: Annotated[
@@ -124,7 +124,7 @@ class SettingsOptions:
             group=_METHOD,
             converter=_whole_or_word,
             help="How many channels stand in for one in merging: N or all, several by least squares; representative of"
-            f" its cluster, with reprune. (default {_DEFAULT.donors}: representative if there is one, else 1)",
+            f" its cluster, with reprune. (default {_DEFAULT.donors}: all with --compensation auto, else 1 or that)",
         ),
     ] = None
     allow_inexact: Annotated[

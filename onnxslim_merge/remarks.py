@@ -29,10 +29,10 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             return ["nothing was removed: no operator with a rule makes channels here (--verbose lists the refusals)"]
         return [f"nothing was removed: {frozen} of {len(plan.cells)} groups are frozen, the others kept as asked"]
     notes = []
-    if automatic and settings.compensation == "none":
+    if automatic and not settings.carries_mean:
         notes.append(
-            "removed channels are not compensated: the model has no BatchNormalization that tells their means;"
-            " give --calibration-data, or choose --compensation"
+            "the means of removed channels are lost, as no BatchNormalization tells them: give --calibration-data, or"
+            " export the model with BatchNormalization kept"
         )
     inexact = sum(mask.kind != "sum" for mask in plan.masks)
     if inexact:

@@ -55,15 +55,16 @@ class RatioRule:
 class Settings:
     """What the user asked for. Raises UsageError on construction if a value is out of range.
 
-    compensation: "auto" = "mean" for files that keep BatchNormalization or come with calibration data, else "none":
-        means of synthetic inputs alone do more harm than good.
+    compensation: "auto" = "mean+merge" for files that keep BatchNormalization or come with calibration data, else
+        "merge": means of synthetic inputs alone do more harm than good. "auto" merges by all donors.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
     geometry: of `reprune` and `reprune-kernel`: rows as they are, or divided by their norms.
     kernel_cut: of `reprune-kernel`: as many clusters in each input channel, or one height for a layer, as in the paper.
     lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
     donors: how many kept channels stand in for a removed one when merging, several by least squares; "all"; or the
-        "representative" of its cluster. "auto" = the representative with the criterion `reprune`, else 1.
+        "representative" of its cluster. "auto" = all where compensation is "auto" too, else the representative with the
+        criterion `reprune`, else 1.
     allow_inexact: "layernorm" = channels that LayerNormalization or RMSNormalization averages over may leave; its
         statistics are then those of the others.
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
@@ -144,7 +145,7 @@ class Settings:
     @property
     def merges(self) -> bool:
         """Whether kept channels stand in for removed ones."""
-        return "merge" in self.compensation
+        return "merge" in self.compensation or self.compensation == "auto"
 
     @property
     def carries_mean(self) -> bool:
@@ -156,7 +157,8 @@ class Settings:
         if self.compensation != "auto":
             return self
         known = has_batchnorm or self.calibration_data is not None
-        return replace(self, compensation="mean" if known else "none")
+        donors = "all" if self.donors == "auto" else self.donors
+        return replace(self, compensation="mean+merge" if known else "merge", donors=donors)
 
     def record(self) -> dict[str, Any]:
         """What decides the plan, as JSON values: no paths."""
@@ -194,6 +196,8 @@ class Settings:
         idle: dict[str, list[str]] = {}
         if not self.merges:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
+        elif self.donors == "all" or (self.donors, self.compensation) == ("auto", "auto"):
+            idle["with all donors"] = ["lam"]
         if not self.criterion.startswith("reprune"):
             idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
         elif self.criterion == "reprune":

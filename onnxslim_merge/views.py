@@ -53,6 +53,7 @@ class Views:
         self.analysis = analysis
         self.sessions: dict[bytes, Any] = {}  # runtime sessions of single nodes, for statistics
         self._nodes = {node.name: node for node in analysis.graph.nodes}
+        self._raw: set[str] | None = None
         self._energies: dict[int, Floats] = {}
         self._cache: OrderedDict[tuple[str, int, int], Floats] = OrderedDict()
         self._users: dict[str, list[str]] = {}
@@ -192,6 +193,18 @@ class Views:
         """How many outputs a consumer has."""
         columns = self.analysis.constants[consumer.weight].shape[consumer.out_axis]
         return int(columns) * (consumer.groups if consumer.axis == 0 and consumer.out_axis == 1 else 1)
+
+    def reads_inputs(self, cell: Cell) -> bool:
+        """Whether any producer of `cell` reads the graph's inputs, untouched by any other layer."""
+        if self._raw is None:
+            made = {p.node for p in self.analysis.producers}
+            self._raw = {tensor.name for tensor in self.analysis.graph.inputs}
+            for node in self.analysis.graph.nodes:
+                variable = [t.name for t in node.inputs if t.name and t.name not in self.analysis.constants]
+                if node.name not in made and variable and self._raw.issuperset(variable):
+                    self._raw.update(t.name for t in node.outputs)
+        nodes = [self.node(self.analysis.producers[index].node) for index in cell.producers]
+        return any(tensor.name in self._raw for node in nodes for tensor in node.inputs)
 
     def holds(self, tensor: str, cell: Cell) -> bool:
         """Whether any channel of `cell` lies in `tensor`."""

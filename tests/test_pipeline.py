@@ -151,19 +151,19 @@ def test_dynamic_axes_stay_dynamic():
 
 
 def test_auto_shifts_means_only_where_something_tells_them(tmp_path):
-    """The default is `mean` behind BatchNormalization or with data, else `none`, and the report says so."""
+    """The default is `mean+merge` behind BatchNormalization or with data, else `merge`, by all donors."""
     plain = parse(CHAIN)
     normalised = parse("""g (float[N, 4] x) => (float[N, 3] y)
     <float[4,16] w, float[16] pos, float[16] be, float[16] me, float[16] var, float[16,3] v>
     { a = MatMul(x, w)  n = BatchNormalization(a, pos, be, me, var)  r = Relu(n)  y = MatMul(r, v) }""")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 4), np.float32))
     for model, data, expected in (
-        (plain, None, "none"),
-        (plain, tmp_path / "x.npy", "mean"),
-        (normalised, None, "mean"),
+        (plain, None, "merge"),
+        (plain, tmp_path / "x.npy", "mean+merge"),
+        (normalised, None, "mean+merge"),
     ):
         asked = onnxslim_merge.slim(model, calibration_data=data)
-        named = onnxslim_merge.slim(model, calibration_data=data, compensation=expected)
-        assert asked.plan.settings["compensation"] == expected
+        named = onnxslim_merge.slim(model, calibration_data=data, compensation=expected, donors="all")
+        assert (asked.plan.settings["compensation"], asked.plan.settings["donors"]) == (expected, "all")
         assert asked.model.graph.initializer == named.model.graph.initializer
-        assert any("not compensated" in note for note in asked.report.notes) == (expected == "none")
+        assert any("means of removed channels are lost" in n for n in asked.report.notes) == (expected == "merge")

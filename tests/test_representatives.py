@@ -253,26 +253,42 @@ def test_all_donors_rebuild_mixtures_exactly_where_nothing_is_between():
 def relu_layer(seed: int):
     views, cells, values = analysed(DENSE.replace("F", "Relu"), seed)
     options = {"criterion": "l2", "compensation": "merge"}
-    kept = {"Gemm_a": choose(views, cells["Gemm_a"], 9, None, Settings(**options)).kept}
-    rows = np.hstack([values["w"], values["b"][:, None]])
+    kept = {"Gemm_e": choose(views, cells["Gemm_e"], 9, None, Settings(**options)).kept}
+    rows = np.hstack([values["k"], values["d"][:, None]])
     x = np.random.default_rng(seed).normal(size=(20_000, rows.shape[1]))  # standard normal, as the fit has it
-    return views, kept, options, np.maximum(x @ rows.T, 0), values["k"]
+    return views, kept, options, np.maximum(x @ rows.T, 0), values["v"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_donors_are_the_least_squares_fit_behind_relu(seed):
-    views, kept, options, h, k = relu_layer(seed)
-    keep = kept["Gemm_a"]
+    views, kept, options, h, v = relu_layer(seed)
+    keep = kept["Gemm_e"]
 
     def wrong(**more):
         solved = solve(views, kept, None, Settings(**options, **more))
-        (new,) = solved.weights.values() if solved.weights else (k,)
-        return np.linalg.norm(h @ k.T - h[:, keep] @ new[:, keep].T) / np.linalg.norm(h @ k.T)
+        (new,) = solved.weights.values()
+        return np.linalg.norm(h @ v.T - h[:, keep] @ new[:, keep].T) / np.linalg.norm(h @ v.T)
 
-    optimum = np.linalg.lstsq(h[:, keep], h @ k.T, rcond=None)[0]
-    best = np.linalg.norm(h @ k.T - h[:, keep] @ optimum) / np.linalg.norm(h @ k.T)
+    optimum = np.linalg.lstsq(h[:, keep], h @ v.T, rcond=None)[0]
+    best = np.linalg.norm(h @ v.T - h[:, keep] @ optimum) / np.linalg.norm(h @ v.T)
     assert best <= wrong(donors="all") <= 1.02 * best  # 20,000 samples against their expectation
     assert wrong(donors="all") < wrong(donors=3) < wrong(donors=1)
+
+
+def test_no_fit_where_a_layer_reads_the_inputs_themselves():
+    """Pixels from 0 to 255 are no standard normal numbers; a single donor, and what is linear, need no spread."""
+    model = parse(DENSE.replace("F", "Relu"))
+    for donors, told in ((1, False), (3, True), ("all", True)):
+        notes = slim(model, criterion="l2", donors=donors).report.notes
+        assert any(n.startswith("Gemm_a: no merging (its layer reads the model's inputs") for n in notes) == told
+        assert not any("Gemm_e" in note and "reads the model's inputs" in note for note in notes)
+    moved = parse(
+        DENSE.replace("F", "Relu")
+        .replace("Gemm <transB = 1> (x, w, b)", "Gemm <transB = 1> (z, w, b)")
+        .replace("{ a =", "{ t = Sub (x, half) z = Neg (t) a =")
+        .replace("float[4] c>", "float[4] c, float half = {0.5}>")
+    )
+    assert any("reads the model's inputs" in note for note in slim(moved, donors="all").report.notes)
 
 
 def test_donors_want_sense():

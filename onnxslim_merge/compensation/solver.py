@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.channels.claims import Consumer
+from onnxslim_merge.channels.claims import Consumer, Degree
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.donors import Donors, Search, find_donors
 from onnxslim_merge.numerics import CPU, Device
@@ -53,6 +53,7 @@ def solve(
         values = cell_values(views, cell) if settings.merges else {}
         served = [solver.absorb(cell, c, kept[cell.name], values) for c in columns[cell.name]]
         solver.solution.notes += _notes(cell, len(kept[cell.name]), served, settings)
+    solver.solution.notes = _gathered(solver.solution.notes)
     return solver.solution
 
 
@@ -89,7 +90,7 @@ class Solver:
         value = _within(group, values.get(consumer.x), clusters)
         if value is not None and isinstance(self.views.analysis.constants[consumer.weight], Derived):
             value = replace(value, private=f"the weight of {consumer.node} is quantised")
-        donors, why = self._donors(columns, value, kept, removed)
+        donors, why = self._donors(cell, columns, value, kept, removed)
         source = columns.positions[removed]
         taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
         if (source < 0).any():
@@ -113,7 +114,7 @@ class Solver:
         return int(donors.found.sum()), why
 
     def _donors(
-        self, columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64]
+        self, cell: Cell, columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64]
     ) -> tuple[Donors, str | None]:
         """Donors at one consumer; none if the channel's way is private, or channels differ in number of positions."""
         settings, none = self.settings, Donors.none(removed.size)
@@ -127,6 +128,8 @@ class Solver:
             return none, "channels take different numbers of places at a consumer"
         several = {"auto": 1, "representative": 1, "all": None}
         count = several[settings.donors] if isinstance(settings.donors, str) else settings.donors
+        if count != 1 and value.degree != Degree.LINEAR and self.views.reads_inputs(cell):
+            return none, "its layer reads the model's inputs, whose spread no fit by several donors knows"
         search = Search(settings.threshold, settings.lam, count, settings.carries_mean)
         return find_donors(value, kept, removed, search, self.device), None
 
@@ -188,3 +191,12 @@ def _notes(cell: Cell, kept: int, served: list[tuple[int, str | None]], settings
     if least < removed:
         return [f"{cell.name}: {removed - least} of {removed} removed channels have no donor; {instead} instead"]
     return []
+
+
+def _gathered(notes: Sequence[str]) -> list[str]:
+    """Notes that differ only in the cell that they name, `cell: text`, become one."""
+    groups: dict[str, list[str]] = {}
+    for note in notes:
+        cell, _, text = note.rpartition(": ")
+        groups.setdefault(text, []).append(cell)
+    return [f"{cells[0]}{f' and {len(cells) - 1} more' * (len(cells) > 1)}: {text}" for text, cells in groups.items()]

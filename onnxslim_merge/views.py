@@ -194,8 +194,11 @@ class Views:
         columns = self.analysis.constants[consumer.weight].shape[consumer.out_axis]
         return int(columns) * (consumer.groups if consumer.axis == 0 and consumer.out_axis == 1 else 1)
 
-    def reads_inputs(self, cell: Cell) -> bool:
-        """Whether any producer of `cell` reads the graph's inputs, untouched by any other layer."""
+    def has_unknown_spread(self, cell: Cell) -> bool:
+        """Whether any producer reads the graph's inputs, untouched by other layers, without BatchNormalization behind.
+
+        Pixels may be numbers from 0 to 255: some channels are then never, others always above zero.
+        """
         if self._raw is None:
             made = {p.node for p in self.analysis.producers}
             self._raw = {tensor.name for tensor in self.analysis.graph.inputs}
@@ -204,7 +207,8 @@ class Views:
                 if node.name not in made and variable and self._raw.issuperset(variable):
                     self._raw.update(t.name for t in node.outputs)
         nodes = [self.node(self.analysis.producers[index].node) for index in cell.producers]
-        return any(tensor.name in self._raw for node in nodes for tensor in node.inputs)
+        reading = [i for i, node in enumerate(nodes) if any(tensor.name in self._raw for tensor in node.inputs)]
+        return bool(reading) and not all(self.rows(cell)[i].batchnorm for i in reading)
 
     def holds(self, tensor: str, cell: Cell) -> bool:
         """Whether any channel of `cell` lies in `tensor`."""

@@ -300,3 +300,12 @@ def test_donors_want_sense():
         Settings(donors="representative")
     with pytest.raises(UsageError, match="--device 'gpu': choose cpu, cuda, cuda:N or torch"):
         Settings(device="gpu")
+
+
+def test_batchnorm_behind_a_first_layer_tells_its_spread():
+    text = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+    <float[12, 3, 1, 1] w, float[12] ga, float[12] be, float[12] me, float[12] var, float[4, 12, 1, 1] v>
+    { a = Conv (x, w) n = BatchNormalization (a, ga, be, me, var) r = Relu (n) y = Conv (r, v) }"""
+    assert not any("no merging" in note for note in slim(parse(text), donors="all").report.notes)
+    bare = text.replace("n = BatchNormalization (a, ga, be, me, var) r = Relu (n)", "r = Relu (a)")
+    assert any("no merging" in note for note in slim(parse(bare), donors="all").report.notes)

@@ -128,7 +128,7 @@ class Solver:
             return none, "channels take different numbers of places at a consumer"
         several = {"auto": 1, "representative": 1, "all": None}
         count = several[settings.donors] if isinstance(settings.donors, str) else settings.donors
-        if count != 1 and value.degree != Degree.LINEAR and self.views.reads_inputs(cell):
+        if count != 1 and value.degree != Degree.LINEAR and self.views.has_unknown_spread(cell):
             return none, "its layer reads the model's inputs, whose spread no fit by several donors knows"
         search = Search(settings.threshold, settings.lam, count, settings.carries_mean)
         return find_donors(value, kept, removed, search, self.device), None

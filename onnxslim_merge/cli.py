@@ -111,7 +111,9 @@ class SettingsOptions:
     threshold: Annotated[
         float | None,
         Parameter(
-            group=_METHOD, help="Least cosine for merging. (default 0.45 fully connected, 0.1 with a convolution)"
+            group=_METHOD,
+            help="Least cosine for merging, or correlation of the fit by several donors. (default 0.45 fully connected,"
+            " 0.1 with a convolution; several: 0)",
         ),
     ] = None
     lam: Annotated[
@@ -157,7 +159,7 @@ class SettingsOptions:
         str | None,
         Parameter(
             group=_MODEL,
-            help="Where distances and merges are computed: cpu; cuda or cuda:N with torch; torch on the CPU."
+            help="Where reprune's distances and merges are computed: cpu; cuda or cuda:N with torch; torch on the CPU."
             f" (default {_DEFAULT.device})",
         ),
     ] = None

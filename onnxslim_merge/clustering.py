@@ -20,6 +20,7 @@ from onnxslim_merge.numerics import CPU, Device, Floats
 
 Ints = NDArray[np.int64]
 EXACT_ROWS = 12_000  # more need over 1 GB of distances: they are split first
+HUGE = 1e100  # in place of infinity: its square is a number
 BLOCK = 1 << 24  # distances computed at once
 FLAT = 1 << 21  # single numbers clustered at once
 
@@ -67,7 +68,7 @@ def ward(rows: Floats, device: Device = CPU, clusters: int = 1) -> Tree:
 
     clusters: at least as many will be asked for, so that there may be as many parts.
     """
-    parts = list(_parts(np.nan_to_num(rows), clusters))
+    parts = list(_parts(rows, clusters))
     trees = [_exact(rows[part], device) for part in parts]
     edges = np.concatenate([part[edges] for part, (edges, _) in zip(parts, trees, strict=True)])
     heights = np.concatenate([heights for _, heights in trees])
@@ -80,7 +81,7 @@ def _exact(rows: Floats, device: Device) -> tuple[Ints, Floats]:
     n = rows.shape[0]
     if n < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
-    joined = linkage(distances(np.nan_to_num(rows), device), "ward")
+    joined = linkage(distances(rows, device), "ward")
     pairs = joined[:, :2].astype(np.int64)
     member = np.concatenate([np.arange(n), pairs[:, 0]])  # of cluster n + i: what it was joined from
     while (member >= n).any():
@@ -96,9 +97,16 @@ def _parts(rows: Floats, clusters: int) -> Iterator[Ints]:
         if part.size <= EXACT_ROWS or parts >= clusters:
             yield part
             continue
-        side = KMeans(2, n_init=1, random_state=0).fit_predict(rows[part])
+        side = np.arange(part.size) % 2  # of equal rows any half is as good
+        if (rows[part] != rows[part[0]]).any():
+            side = KMeans(2, n_init=1, random_state=0).fit_predict(rows[part])
         waiting += [part[side == 0], part[side == 1]]
         parts += 1
+
+
+def finite(rows: Floats) -> Floats:
+    """`rows` without infinite weights, which switch a channel off and are legal, and NaN, in dead parts of a model."""
+    return rows if np.isfinite(rows).all() else np.nan_to_num(rows, posinf=HUGE, neginf=-HUGE)
 
 
 def distances(rows: Floats, device: Device = CPU) -> Floats:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from onnxslim_merge.errors import UsageError
 
 Floats = NDArray[np.float64]
+DENSE = 0.1  # share of entries above which a sparse product is slower
 
 
 class Device:
@@ -51,10 +52,11 @@ class Device:
         return found
 
     def spread(self, share: csr_array, values: Floats) -> Floats:
-        """Sparse `share` (k, r) times dense `values` (r, f): (k, f). On a GPU a dense product is as good."""
-        product: Floats = (
-            share @ values if self._torch is None else self.get(self.put(share.toarray()) @ self.put(values))
-        )
+        """Sparse `share` (k, r) times dense `values` (r, f): (k, f). By a dense product on a GPU, or if it pays."""
+        if self._torch is not None:
+            return self.get(self.put(share.toarray()) @ self.put(values))
+        dense = share.nnz > DENSE * share.shape[0] * share.shape[1]
+        product: Floats = (share.toarray() if dense else share) @ values
         return product
 
 

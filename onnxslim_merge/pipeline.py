@@ -236,14 +236,13 @@ class Work:
         self.notes.append(
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"
         )
-        views, kept = Views(self.analysis), replayed_choice(plan, self.analysis)
+        views, self.selection = Views(self.analysis), replayed_choice(plan, self.analysis)
+        kept = self.selection.kept
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
         for cell in self.analysis.cells:
             why = str(cell.refusal) if cell.refusal else "kept by the plan"
             found.setdefault(cell.name, Amount(cell.size, "frozen" if cell.refusal else "kept", why, "--plan"))
         statistics = self._statistics(views, found)
-        with self.run.stage("select"):
-            self._select(views, found, statistics)  # for who stands in for whom; the choice itself is the plan's
         return self._checked(views, kept, found, statistics)
 
     def judge(self) -> Judge:

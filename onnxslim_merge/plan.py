@@ -24,7 +24,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """One cell: `producers` = (node, weight, output) each, `shapes` of these weights; `keep` of `size` channels."""
+    """One cell: `producers` = (node, weight, output) each, `shapes` of these weights; `keep` of `size` channels.
+
+    clusters: of each channel, where channels of one cluster stand in for each other; else empty.
+    """
 
     name: str
     producers: tuple[tuple[str, str, str], ...]
@@ -34,6 +37,7 @@ class CellPlan:
     status: str
     reason: str
     amount: str
+    clusters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

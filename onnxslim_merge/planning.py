@@ -250,7 +250,10 @@ def build_plan(
     return SlimPlan(
         source_sha256=sha256,
         settings=settings or {},
-        cells=tuple(_cell_plan(analysis, cell, kept, amounts.get(cell.name)) for cell in analysis.cells),
+        cells=tuple(
+            _cell_plan(analysis, cell, kept, amounts.get(cell.name), solution.clusters.get(cell.name))
+            for cell in analysis.cells
+        ),
         edits=planner.edits,
         gathers=tuple(planner.gathers()),
         numbers=tuple(planner.numbers()),
@@ -263,7 +266,11 @@ def build_plan(
 
 
 def _cell_plan(
-    analysis: Analysis, cell: Cell, kept: Mapping[str, NDArray[np.int64]], amount: Amount | None
+    analysis: Analysis,
+    cell: Cell,
+    kept: Mapping[str, NDArray[np.int64]],
+    amount: Amount | None,
+    clusters: NDArray[np.int64] | None,
 ) -> CellPlan:
     producers = [analysis.producers[i] for i in cell.producers]
     makers = tuple((p.node, p.weight, p.output) for p in producers)
@@ -272,7 +279,8 @@ def _cell_plan(
     status, reason, source = (amount.status, amount.reason, amount.source) if amount else ("kept", "", "")
     if status == "slimmed" and len(keep) == cell.size:
         status, reason = "kept", GIVEN_BACK if cell.name in kept else NOT_EXACT
-    return CellPlan(cell.name, makers, shapes, cell.size, keep, status, reason, source)
+    labels = () if clusters is None or len(keep) == cell.size else tuple(clusters.tolist())
+    return CellPlan(cell.name, makers, shapes, cell.size, keep, status, reason, source, labels)
 
 
 def _indices(stays: Stays) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from onnxslim_merge.errors import OutputError, UsageError, VerifyError
 from onnxslim_merge.files import written_together
 from onnxslim_merge.model_io import Source
+from onnxslim_merge.numerics import Device
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.report.model import Report
 from onnxslim_merge.runtime import load_onnxruntime, one_line, resolve_providers
@@ -64,6 +65,7 @@ def check_targets(targets: Targets, inputs: Sequence[Named]) -> None:
 def check_options(settings: Settings, source: Source, *, measures: bool) -> None:
     """Raise what a later stage would, so that it is no surprise then: a SlimError. measures: not in a dry run."""
     input_specs(source.proto)
+    Device(settings.device)
     outputs = [output.name for output in source.proto.graph.output]
     name = settings.score_output
     if measures and name is not None and name not in outputs:

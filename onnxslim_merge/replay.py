@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.errors import InputError
 from onnxslim_merge.plan import CellPlan, SlimPlan
+from onnxslim_merge.select import Selection
 
 
-def replayed_choice(plan: SlimPlan, analysis: Analysis) -> dict[str, NDArray[np.int64]]:
-    """Kept indices by cell name. Cells are matched by the names of their producers, else by order and shape.
+def replayed_choice(plan: SlimPlan, analysis: Analysis) -> Selection:
+    """What the plan keeps, and its clusters. Cells are matched by names of producers, else by order and shape.
 
     Raises InputError naming the first cell that has no partner.
     """
@@ -20,14 +20,16 @@ def replayed_choice(plan: SlimPlan, analysis: Analysis) -> dict[str, NDArray[np.
     partners = _by_name(plan, analysis)
     if any(partners[cell.name] is None for cell in planned):
         partners = _by_order(plan, analysis)
-    choice = {}
+    choice = Selection()
     for cell in planned:
         partner = partners[cell.name]
         if partner is None:
             raise InputError(f"plan: cell {cell.name} ({cell.size} channels) has no partner in this model")
         if partner.refusal is not None:
             raise InputError(f"plan: cell {cell.name} cannot be slimmed here: {partner.refusal.reason}")
-        choice[partner.name] = np.array(cell.keep, np.int64)
+        choice.kept[partner.name] = np.array(cell.keep, np.int64)
+        if cell.clusters:
+            choice.clusters[partner.name] = np.array(cell.clusters, np.int64)
     return choice
 
 

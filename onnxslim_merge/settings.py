@@ -59,6 +59,7 @@ class Settings:
         "merge": means of synthetic inputs alone do more harm than good. "auto" merges by all donors.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
+        Of several donors, the least correlation of the fit; None = 0.
     geometry: of `reprune` and `reprune-kernel`: rows as they are, or divided by their norms.
     kernel_cut: of `reprune-kernel`: as many clusters in each input channel, or one height for a layer, as in the paper.
     lam: weight of the cosine in the convolutional merge score (Neuron Merging, section 3.3).
@@ -68,7 +69,8 @@ class Settings:
     allow_inexact: "layernorm" = channels that LayerNormalization or RMSNormalization averages over may leave; its
         statistics are then those of the others.
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
-    device: where distances and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or "torch" (on the CPU).
+    device: where the distances of `reprune` and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or
+        "torch" (on the CPU).
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     """
 
@@ -198,6 +200,10 @@ class Settings:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
         elif self.donors == "all" or (self.donors, self.compensation) == ("auto", "auto"):
             idle["with all donors"] = ["lam"]
+        elif self.criterion == "reprune" and self.donors in ("auto", "representative"):
+            idle["where the representative is the donor"] = ["lam"]
+        if not self.merges and not self.criterion.startswith("reprune"):
+            idle["with neither merging nor clustering"] = ["device"]
         if not self.criterion.startswith("reprune"):
             idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
         elif self.criterion == "reprune":

@@ -23,6 +23,7 @@ class Value:
     """value_i = scale_i f(rows_i . input + bias_i) + offset_i for channel i of the n of a cell.
 
     rows: blocks (n, d), one for each producer (and, behind a non-linear sum, each bias). private: why no f is common.
+    nonlinear: f is not linear; a linear f that does not keep constants (Neg) has the degree of others all the same.
     barred (n,): channels for which it does not hold: a negative scale does not go through MaxPool.
     family (n,): rows of channels of different families read different inputs, as those of a grouped Conv do.
     """
@@ -34,6 +35,7 @@ class Value:
     offset: Floats | None = None
     is_conv: bool = False
     private: str | None = None
+    nonlinear: bool = False
     barred: NDArray[np.bool_] | None = None
     family: NDArray[np.int64] | None = None
 
@@ -87,7 +89,7 @@ def _product(flow: Flow, inputs: list[Value]) -> Value:
     first, *others = inputs
     alike = len(inputs) == len(set(flow.inputs)) and all(v.rows is first.rows and v.bias is first.bias for v in others)
     if alike and all(v.scale is None and v.offset is None for v in inputs):
-        return replace(first, degree=Degree.OTHER)
+        return replace(first, degree=Degree.OTHER, nonlinear=True)
     return _private(first, f"{flow.node} treats each channel differently")
 
 
@@ -120,10 +122,12 @@ def _same(flow: Flow, value: Value) -> Value:
         return value
     bare = value.scale is None and value.offset is None
     if bare or (flow.degree == Degree.LINEAR and (value.offset is None or not value.offset.any())):
-        return replace(value, degree=max(value.degree, flow.degree, Degree.HOMOGENEOUS))
+        degree = max(value.degree, flow.degree, Degree.HOMOGENEOUS)
+        return replace(value, degree=degree, nonlinear=value.nonlinear or flow.degree != Degree.LINEAR)
     if flow.equivariant and value.scale is not None:
         barred = (value.scale <= 0) | (False if value.barred is None else value.barred)
-        return replace(value, degree=max(value.degree, flow.degree), barred=barred)
+        nonlinear = value.nonlinear or flow.degree != Degree.LINEAR
+        return replace(value, degree=max(value.degree, flow.degree), barred=barred, nonlinear=nonlinear)
     return _private(value, f"{flow.node} follows a scale or offset per channel behind another function")
 
 
@@ -172,7 +176,8 @@ def _sum(flow: Flow, inputs: list[Value]) -> Value:
     if degree == Degree.LINEAR:
         return Value(rows, np.sum([v.bias for v in inputs], axis=0), is_conv=is_conv, family=family)
     biases = tuple(v.bias[:, None] for v in inputs)
-    return Value(rows + biases, np.zeros_like(inputs[0].bias), degree, is_conv=is_conv, family=family)
+    none, nonlinear = np.zeros_like(inputs[0].bias), flow.degree != Degree.LINEAR or any(v.nonlinear for v in inputs)
+    return Value(rows + biases, none, degree, is_conv=is_conv, family=family, nonlinear=nonlinear)
 
 
 def families(parts: Sequence[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,11 +12,14 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.compensation import solve
+from onnxslim_merge.compensation import Donors, Search, find_donors, solve
 from onnxslim_merge.criteria import choose, coverage, representatives
 from onnxslim_merge.criteria.norms import ranked_rows
 from onnxslim_merge.errors import UsageError
+from onnxslim_merge.numerics import CPU
 from onnxslim_merge.settings import Settings
+from onnxslim_merge.statistics import Statistics
+from onnxslim_merge.values import Value
 from onnxslim_merge.verify import speed
 from onnxslim_merge.views import Views
 
@@ -309,3 +314,157 @@ def test_batchnorm_behind_a_first_layer_tells_its_spread():
     assert not any("no merging" in note for note in slim(parse(text), donors="all").report.notes)
     bare = text.replace("n = BatchNormalization (a, ga, be, me, var) r = Relu (n)", "r = Relu (a)")
     assert any("no merging" in note for note in slim(parse(bare), donors="all").report.notes)
+
+
+# -- what a fit by several donors has to mind, on values by hand ------------------------------------------------------
+
+SEVERAL = [3, None]
+
+
+def mixture(**more) -> tuple[Value, np.ndarray]:
+    """Five channels of which the last two are known mixtures of the first three, behind a linear function."""
+    rng = np.random.default_rng(7)
+    rows, bias, mix = rng.normal(size=(3, 8)), rng.normal(size=3), rng.normal(size=(2, 3))
+    value = Value((np.vstack([rows, mix @ rows]),), np.concatenate([bias, mix @ bias]), **more)
+    return value, mix
+
+
+def fitted(value: Value, count: int | None, **more) -> Donors:
+    return find_donors(value, np.arange(3), np.array([3, 4]), Search(count=count, **more))
+
+
+@pytest.mark.parametrize("count", SEVERAL)
+def test_a_fit_finds_the_mixture(count):
+    value, mix = mixture()
+    assert np.allclose(fitted(value, count).share(3).toarray(), mix, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", SEVERAL)
+def test_a_fit_of_deviations_leaves_the_bias_to_the_mean(count):
+    value, mix = mixture()
+    shifted = replace(value, bias=value.bias + np.array([0, 0, 0, 5.0, -5.0]))
+    assert np.allclose(fitted(shifted, count, centred=True).share(3).toarray(), mix, atol=1e-4)
+    assert not np.allclose(fitted(shifted, count).share(3).toarray(), mix, atol=1e-1)
+
+
+@pytest.mark.parametrize("count", SEVERAL)
+def test_a_fit_minds_the_tail_of_every_donor(count):
+    a, c = np.array([1.0, 2.0, 0.5, 3.0, 4.0]), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    value, mix = mixture(scale=a, offset=c)
+    found = fitted(value, count)
+    scale = mix * a[3:, None] / a[:3]
+    assert np.allclose(found.share(3).toarray(), scale, atol=1e-4)
+    assert np.allclose(found.offset, c[3:] - scale @ c[:3], atol=1e-4)
+
+
+@pytest.mark.parametrize("count", SEVERAL)
+def test_a_fit_keeps_to_the_family_and_to_whom_it_may_use(count):
+    value, _ = mixture(family=np.array([0, 0, 1, 0, 2]))
+    share = fitted(value, count).share(3).toarray() != 0
+    assert share.tolist() == [[True, True, False], [False, False, False]]
+    value, _ = mixture(barred=np.array([False, True, False, False, True]))
+    share = fitted(value, count).share(3).toarray() != 0
+    assert share.tolist() == [[True, False, True], [False, False, False]]
+
+
+@pytest.mark.parametrize("count", SEVERAL)
+def test_a_fit_has_to_correlate_as_asked(count):
+    value, _ = mixture()
+    value.rows[0][4] = np.random.default_rng(8).normal(size=8)  # now like nothing else
+    assert fitted(value, count).found.tolist() == [True, True]
+    assert fitted(value, count, threshold=0.999).found.tolist() == [True, False]
+
+
+def test_linear_functions_that_keep_no_constants_are_fitted_as_linear_ones():
+    model = parse(DENSE.replace("F", "Neg"), seed=0)
+    values = {name: array.copy() for name, array in weights(model).items()}
+    values["k"][9:], values["d"][9:] = 0.1 * np.ones((6, 9)) @ values["k"][:9], 0.1 * values["d"][:9].sum()
+    model = replace_weights(model, values)
+    fed = feeds(model, {"N": 5}, 0)
+    result = slim(model, criterion="l2", donors="all", ratio=0.0, ratio_for="e=0.4")
+    assert distance(run(model, fed), run(result.model, fed)) <= 1e-4
+
+
+def test_the_mean_of_every_donor_counts():
+    """x_i ~ m_i + sum s (x_j - m_j): the bias takes m_i less all of s m_j."""
+    rng = np.random.default_rng(0)
+    donors = Donors(np.array([[0, 2]]), np.array([[0.5, -2.0]]), np.zeros(1))
+    mean = rng.normal(size=(4, 3))
+    assert np.allclose(donors.share(4) @ mean, 0.5 * mean[0] - 2 * mean[2])
+    views, cells, values = analysed(
+        """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+        <float[12, 3, 1, 1] w, float[12] ga, float[12] be, float[12] me, float[12] var, float[4, 12, 1, 1] v>
+        { a = Conv (x, w) n = BatchNormalization (a, ga, be, me, var) r = Relu (n) y = Conv (r, v) }"""
+    )
+    options = Settings(criterion="l2", compensation="mean+merge", donors="all")
+    kept = {"Conv_a": choose(views, cells["Conv_a"], 7, None, options).kept}
+    statistics = Statistics(views, [cells["Conv_a"]], lambda wanted: {}, spread=False)
+    solved = solve(views, kept, statistics, options)
+    consumer = next(i for i, c in enumerate(views.analysis.consumers) if c.weight == "v")
+    (columns,) = [c for c in views.columns(cells["Conv_a"]) if c.consumer == consumer]
+    means = statistics.at(cells["Conv_a"], columns).mean[:, 0]
+    new, old = solved.weights[consumer].reshape(4, 12), values["v"].reshape(4, 12)
+    keep = kept["Conv_a"]
+    # the means of all outputs are what they were
+    assert np.allclose(new[:, keep] @ means[keep] + solved.biases[consumer], old @ means, atol=1e-5)
+
+
+def test_a_replayed_plan_knows_its_clusters(tmp_path):
+    """After `repair` gave channels back, clusters by the number of kept channels would be others."""
+    text = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+    <float[4, 3, 1, 1] w, float[12, 3, 1, 1] u, float[8, 8, 1, 1] g, float[4, 8, 1, 1] v>
+    { a = Conv (x, w) b = Conv (x, u) c = Concat <axis = 1> (a, b) r = Relu (c) e = Conv <group = 2> (r, g)
+      s = Relu (e) y = Conv (s, v) }"""
+    clustered = 0
+    for seed in range(4):
+        model = parse(text, seed=seed)
+        first = slim(model, ratio=0.25, ratio_for="Conv_a=0.75", threshold=-1.0, save_plan=tmp_path / "p.json")
+        again = onnx.ModelProto()
+        again.CopyFrom(model)
+        again.doc_string = "exported anew"
+        second = onnxslim_merge.slim(again, plan=tmp_path / "p.json")
+        assert [cell.clusters for cell in first.plan.cells] == [cell.clusters for cell in second.plan.cells]
+        clustered += sum(bool(cell.clusters) for cell in first.plan.cells)
+        fed = feeds(model, {"N": 3}, seed)
+        assert distance(run(first.model, fed), run(second.model, fed)) <= 1e-6
+        assert not any("no donor" in note for note in second.report.notes)
+    assert clustered
+
+
+# -- what only the kernel form has ------------------------------------------------------------------------------------
+
+
+def test_one_height_for_a_layer_gives_small_input_channels_fewer_clusters():
+    kernels = np.random.default_rng(0).normal(size=(3, 20, 1)) * np.array([1.0, 0.01, 1.0])[:, None, None]
+    for shape in ((3, 20, 1), (3, 20, 2)):
+        bank = np.broadcast_to(kernels, shape).copy()
+        bank[..., -1] += 0.001 * np.random.default_rng(1).normal(size=shape[:2])
+        counts = [len(set(row)) for row in coverage._clusters(bank, 10, "layer", CPU).tolist()]
+        assert max(counts) == 10
+        assert counts[1] < 3
+        assert [len(set(row)) for row in coverage._clusters(bank, 10, "channel", CPU).tolist()] == [10, 10, 10]
+
+
+def test_cosine_divides_whole_filters():
+    views, cells, _ = analysed(CONV.replace("BODY", "r = Relu (a) y = Conv (r, v, c)"))
+    banks, _ = coverage._banks(views, cells["Conv_a"], Settings(geometry="cosine"))
+    assert np.allclose(sum(np.square(bank).sum((0, 2)) for bank in banks), 1.0)
+
+
+def test_who_comes_back_first():
+    """Farthest from his centre; with kernels: who would cover most."""
+    views, cells, _ = analysed(DENSE.replace("F", "Relu"))
+    for criterion in ("reprune", "reprune-kernel"):
+        choice = choose(views, cells["Gemm_a"], 6, None, Settings(criterion=criterion))
+        gone = np.setdiff1d(np.arange(TOTAL), choice.kept)
+        assert len(set(choice.scores[gone])) == gone.size
+        assert (choice.scores[gone] > 0).all()
+
+
+def test_infinite_weights_do_not_stop_it():
+    model = parse(DENSE.replace("F", "Relu"))
+    values = {name: array.copy() for name, array in weights(model).items()}
+    values["b"][3] = -np.inf  # a channel switched off
+    for criterion in ("reprune", "reprune-kernel"):
+        kept = slim(replace_weights(model, values), criterion=criterion, compensation="none").plan.cells[0].keep
+        assert len(kept) == 9

@@ -27,7 +27,8 @@ from onnxslim_merge.settings import Compensation, Criterion, Scope, Settings
 from paper_tables import load_score
 
 COMPENSATIONS: tuple[tuple[Compensation, Any], ...] = (
-    ("none", "auto"), ("mean", "auto"), ("merge", "auto"), ("mean+merge", "auto"), ("merge", "all"), ("mean+merge", "all"),
+    ("none", "auto"), ("mean", "auto"), ("merge", "auto"), ("mean+merge", "auto"),
+    ("merge", "all"), ("mean+merge", "all"),
 )  # fmt: skip
 Models = tuple[tuple[str, str, int, tuple[tuple[Scope, float], ...]], ...]
 MODELS: Models = (  # file, task, images, (scope, ratio) at which enough is left to compare

@@ -112,7 +112,9 @@ def _shifts(facts: Mapping[str, Any]) -> list[str]:
             "|---|" + "---:|" * len(compensations),
         ]
         for v in variants:
-            means = [np.mean(list(case["shifts"][f"{v} | {c} | "].values())) for c in compensations]
-            lines.append(f"| {v} | " + " | ".join(f"{m:.3f}" for m in means) + " |")
+            layers = [case["shifts"].get(f"{v} | {c} | ") for c in compensations]
+            lines.append(
+                f"| {v} | " + " | ".join(f"{np.mean(list(f.values())):.3f}" if f else "" for f in layers) + " |"
+            )
         lines.append("")
     return lines

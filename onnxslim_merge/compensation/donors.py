@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from onnxslim_merge.channels.claims import Degree
 from onnxslim_merge.numerics import CPU, Device
@@ -15,6 +16,7 @@ from onnxslim_merge.views import Floats
 
 THRESHOLD_DENSE = 0.45
 THRESHOLD_CONV = 0.1
+GATHERED = 1 << 22  # numbers of gathered covariances at once
 RIDGE = 1e-6  # of a donor's own square: donors that are parallel share their part
 
 
@@ -33,6 +35,12 @@ class Donors:
     def none(cls, removed: int) -> Donors:
         """Nobody stands in."""
         return cls(np.full((removed, 1), -1), np.zeros((removed, 1)), np.zeros(removed))
+
+    def share(self, channels: int) -> csr_array:
+        """The scales as a sparse matrix (r, channels)."""
+        row, which = np.nonzero(self.donor >= 0)
+        places = row, self.donor[row, which]
+        return csr_array((self.scale[row, which], places), shape=(self.donor.shape[0], channels))
 
     @property
     def found(self) -> NDArray[np.bool_]:
@@ -68,6 +76,8 @@ def find_donors(
         return Donors.none(removed.size)
     xp, weight, bias = device.xp, value.matrix, value.bias
     both = np.concatenate([weight, bias[:, None]], axis=1)
+    if search.centred and search.count != 1 and not value.nonlinear:
+        both = weight  # the mean carries what the bias says
     if search.count is None and value.degree != Degree.OTHER:
         return _everybody(device, value, both, kept, removed, search)
     if value.degree == Degree.OTHER:
@@ -143,22 +153,28 @@ def _nearest(
     device: Device, value: Value, rows: Floats, kept: NDArray[np.int64], removed: NDArray[np.int64], cost: Any,
     search: Search,
 ) -> Donors:  # fmt: skip
-    """The `count` cheapest candidates of each, by a least-squares fit of its own."""
+    """The `count` cheapest candidates of each, by a least-squares fit of its own; some rows at once, to save memory."""
     xp, count = device.xp, min(search.count or 1, kept.size)
-    chosen = xp.argsort(cost, axis=1)[:, :count]
-    ok = xp.isfinite(xp.take_along_axis(cost, chosen, axis=1))
-    gone, stay = device.put(rows[removed]), device.put(rows[kept])
-    across = xp.take_along_axis(_covariance(device, value, gone, stay, search.centred), chosen, axis=1)
+    stay = device.put(rows[kept])
     among = _covariance(device, value, stay, stay, search.centred)
-    gram = xp.reshape(xp.take(among, xp.reshape(chosen, (-1,)), axis=0), (*chosen.shape, kept.size))
-    gram = xp.take_along_axis(gram, xp.broadcast_to(chosen[:, None, :], (*chosen.shape, count)), axis=2)
-    eye = device.put(np.eye(count))
-    gram = xp.where(ok[:, :, None] & ok[:, None, :], gram, eye) * (1 + RIDGE * eye)
-    across = xp.where(ok, across, 0.0)
-    scale = xp.linalg.solve(gram, across[:, :, None])[:, :, 0]
-    fits = device.get(_reaches(device, value, gone, scale, across, search))
-    donor = np.where(device.get(ok) & fits[:, None], kept[device.get(chosen)], -1)
-    return _with_tail(value, removed, donor, device.get(scale))
+    step = max(GATHERED // (count * kept.size), 1)
+    donor, scale = np.full((removed.size, count), -1), np.zeros((removed.size, count))
+    for top in range(0, removed.size, step):
+        part = slice(top, top + step)
+        gone, near = device.put(rows[removed[part]]), cost[part, :]
+        chosen = xp.argsort(near, axis=1)[:, :count]
+        ok = xp.isfinite(xp.take_along_axis(near, chosen, axis=1))
+        across = xp.take_along_axis(_covariance(device, value, gone, stay, search.centred), chosen, axis=1)
+        gram = xp.reshape(xp.take(among, xp.reshape(chosen, (-1,)), axis=0), (*chosen.shape, kept.size))
+        gram = xp.take_along_axis(gram, xp.broadcast_to(chosen[:, None, :], (*chosen.shape, count)), axis=2)
+        eye = device.put(np.eye(count))
+        gram = xp.where(ok[:, :, None] & ok[:, None, :], gram, eye) * (1 + RIDGE * eye)
+        across = xp.where(ok, across, 0.0)
+        found = xp.linalg.solve(gram, across[:, :, None])[:, :, 0]
+        fits = device.get(_reaches(device, value, gone, found, across, search))
+        donor[part] = np.where(device.get(ok) & fits[:, None], kept[device.get(chosen)], -1)
+        scale[part] = device.get(found)
+    return _with_tail(value, removed, donor, scale)
 
 
 def _everybody(
@@ -185,7 +201,7 @@ def _everybody(
 
 
 def _reaches(device: Device, value: Value, gone: Any, scale: Any, across: Any, search: Search) -> Any:
-    """Whether the fit correlates with what it stands in for as asked; anything better than nothing if not asked."""
+    """Whether the fit correlates with what it stands in for as asked; always if nothing was asked."""
     xp = device.xp
     own = xp.sum(gone * gone, axis=1) * _at_one(value, search.centred)
     explained = xp.sum(scale * across, axis=1) / xp.where(own > 0, own, 1.0)
@@ -195,11 +211,12 @@ def _reaches(device: Device, value: Value, gone: Any, scale: Any, across: Any, s
 def _covariance(device: Device, value: Value, one: Any, other: Any, centred: bool) -> Any:
     """What the values of rows (r, d) and (k, d) have in common where inputs are standard normal, (r, k).
 
-    Linear: the product of rows. Else as behind Relu, the arc-cosine kernel of order 1 (Cho, Saul, 2009).
+    Linear: the product of rows. Else as behind Relu, the arc-cosine kernel of order 1 (Cho, Saul, 2009), in which a
+    bias counts as one more input, though it is constant: an approximation.
     """
     xp = device.xp
     product = one @ xp.matrix_transpose(other)
-    if value.degree == Degree.LINEAR:
+    if not value.nonlinear:
         return product
     norms = [xp.sqrt(xp.sum(part * part, axis=1)) for part in (one, other)]
     scale = norms[0][:, None] * norms[1][None, :]
@@ -211,7 +228,7 @@ def _covariance(device: Device, value: Value, one: Any, other: Any, centred: boo
 
 def _at_one(value: Value, centred: bool) -> float:
     """`_covariance` of a row of length 1 with itself."""
-    if value.degree == Degree.LINEAR:
+    if not value.nonlinear:
         return 1.0
     return 0.5 - (1 / (2 * np.pi) if centred else 0.0)
 

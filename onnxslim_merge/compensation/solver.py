@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Degree
@@ -21,6 +20,8 @@ from onnxslim_merge.statistics import Statistics
 from onnxslim_merge.values import Value, cell_values, families
 from onnxslim_merge.views import Columns, Floats, Views
 
+NEARLY_PARALLEL = 0.99  # a donor of this cosine is good whatever the inputs are
+
 
 @dataclass(slots=True)
 class Solution:
@@ -29,6 +30,7 @@ class Solution:
     weights: dict[int, NDArray[Any]] = field(default_factory=dict)
     biases: dict[int, Floats] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    clusters: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # of each cell's channels, as given
 
 
 def solve(
@@ -71,7 +73,7 @@ class Solver:
         """Nothing solved yet; `open` counts the cells that a consumer still waits for."""
         self.views, self.statistics, self.settings = views, statistics, settings
         self.clusters, self.device = clusters, device
-        self.solution = Solution()
+        self.solution = Solution(clusters=clusters)
         self.open: Counter[int] = Counter()
         self._rows: dict[int, list[tuple[NDArray[np.int64], Floats]]] = {}
 
@@ -101,7 +103,7 @@ class Solver:
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
         if self.statistics is not None and self.settings.carries_mean:
             mean = self.statistics.at(cell, columns).mean - (consumer.fill or 0.0)
-            shift = mean[removed] - np.einsum("rd,rdm->rm", donors.scale, mean[donors.donor])
+            shift = mean[removed] - donors.share(cell.size) @ mean
         if shift.any() and not _takes_mean(self.views, consumer):
             self.solution.notes.append(f"{cell.name}: {consumer.node} has no bias that could take means")
         elif shift.any():
@@ -128,9 +130,17 @@ class Solver:
             return none, "channels take different numbers of places at a consumer"
         several = {"auto": 1, "representative": 1, "all": None}
         count = several[settings.donors] if isinstance(settings.donors, str) else settings.donors
-        if count != 1 and value.degree != Degree.LINEAR and self.views.has_unknown_spread(cell):
-            return none, "its layer reads the model's inputs, whose spread no fit by several donors knows"
         search = Search(settings.threshold, settings.lam, count, settings.carries_mean)
+        if (
+            count != 1
+            and value.nonlinear
+            and value.degree == Degree.HOMOGENEOUS
+            and self.views.has_unknown_spread(cell)
+        ):
+            alike = replace(search, threshold=max(settings.threshold or 0.0, NEARLY_PARALLEL), count=1)
+            why = "its layer reads the model's inputs, whose spread is not known: only a nearly parallel channel may"
+            found = find_donors(value, kept, removed, alike, self.device)
+            return found, None if found.found.all() else why
         return find_donors(value, kept, removed, search, self.device), None
 
     def _close(self, index: int) -> None:
@@ -170,10 +180,9 @@ def _merged(
     original: Floats, place: NDArray[np.int64], donors: Donors, taken: Floats, device: Device
 ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
     """For each of the m positions: the donors' places, and their original + scale x removed rows."""
-    served, which = np.nonzero(donors.donor >= 0)
-    targets, owner = np.unique(donors.donor[served, which], return_inverse=True)
-    shape = (targets.size, taken.shape[0])
-    share = csr_array((donors.scale[served, which], (owner, served)), shape=shape)
+    share = donors.share(place.shape[0]).T.tocsr()
+    targets = np.flatnonzero(np.diff(share.indptr))
+    share = share[targets]
     for m in range(place.shape[1]):
         added = device.spread(share, taken[:, m].reshape(taken.shape[0], -1))
         yield place[targets, m], original[place[targets, m]] + added.reshape(targets.size, *taken.shape[2:])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.clustering import cut_numbers, cut_numbers_at, ward, ward_of_numbers
+from onnxslim_merge.clustering import EXACT_ROWS, cut_numbers, cut_numbers_at, finite, ward, ward_of_numbers
 from onnxslim_merge.criteria.choice import Choice, parts
 from onnxslim_merge.criteria.norms import typical_norm, weighed_rows
 from onnxslim_merge.criteria.representatives import in_geometry
@@ -40,15 +40,19 @@ def reprune_kernel(views: Views, cell: Cell, keep: int, settings: Settings, devi
         chosen, gains = cover(np.concatenate(labels), norms[part], share)
         kept.append(part[chosen])
         scores[part] = gains + 0.5 * norms[part] / (norms.max(initial=0.0) or 1.0)
-    note = f"{cell.name}: {skipped} input channels with small weights were not clustered, to save time"
-    return Choice(np.sort(np.concatenate(kept)), scores, note=note if skipped else None)
+    note = None
+    if skipped:
+        note = f"{cell.name}: {skipped} input channels with small weights were not clustered, to save time"
+    elif parts(cell).shape[1] > EXACT_ROWS and share > 1 and any(bank.shape[2] > 1 for bank in banks):
+        note = f"{cell.name}: {parts(cell).shape[1]} kernels are too many for one clustering: split by 2-means first"
+    return Choice(np.sort(np.concatenate(kept)), scores, note=note)
 
 
 def _banks(views: Views, cell: Cell, settings: Settings) -> tuple[list[Floats], int]:
     """Kernels (input channels, n, d) of each producer, in the chosen geometry, and how many channels were left out."""
     banks: list[Floats] = []
     for index, rows in zip(cell.producers, views.rows(cell), strict=True):
-        kernels, weighed = views.kernels(cell, index), weighed_rows(rows)
+        kernels, weighed = finite(views.kernels(cell, index)), finite(weighed_rows(rows))
         if not rows.batchnorm:
             kernels = kernels * rows.scale[:, None]
         scale = typical_norm(weighed) if len(cell.producers) > 1 else 1.0
@@ -78,7 +82,7 @@ def _clusters(kernels: Floats, clusters: int, cut: KernelCut, device: Device) ->
     largest at which any of them has so many, so that input channels of small weights get fewer.
     """
     if kernels.shape[2] == 1:
-        order, heights = ward_of_numbers(np.nan_to_num(kernels[..., 0]))
+        order, heights = ward_of_numbers(kernels[..., 0])
         if cut == "channel" or not heights.size:
             return cut_numbers(order, heights, clusters)
         at = np.sort(heights, axis=1)[:, heights.shape[1] - clusters].max() if clusters <= heights.shape[1] else 0.0

@@ -9,14 +9,14 @@ import numpy as np
 from scipy.spatial.distance import squareform
 
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.clustering import distances
+from onnxslim_merge.clustering import distances, finite
 from onnxslim_merge.statistics import Statistics
 from onnxslim_merge.views import Floats, Rows, Views
 
 
 def ranked_rows(views: Views, cell: Cell) -> Floats:
     """Rows (n, d) of all producers side by side, each producer's divided by its mean row norm if there are several."""
-    blocks = [weighed_rows(rows) for rows in views.rows(cell)]
+    blocks = [finite(weighed_rows(rows)) for rows in views.rows(cell)]
     return blocks[0] if len(blocks) == 1 else np.concatenate([b / typical_norm(b) for b in blocks], axis=1)
 
 

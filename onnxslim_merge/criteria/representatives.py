@@ -32,7 +32,7 @@ def reprune(views: Views, cell: Cell, keep: int, settings: Settings, device: Dev
         clusters[part], distance[part] = labels + index * share, from_centres(rows[part], labels)
         kept.append(part[representatives(rows[part], labels)])
     note = None
-    if divided.shape[1] > EXACT_ROWS:
+    if divided.shape[1] > EXACT_ROWS and share > 1:
         note = f"{cell.name}: {divided.shape[1]} rows are too many for one clustering: split by 2-means first"
     return Choice(np.sort(np.concatenate(kept)), distance, clusters, note)
 

@@ -82,7 +82,13 @@ class SettingsOptions:
         ),
     ] = None
     criterion: Annotated[
-        Criterion | None, Parameter(group=_METHOD, help=f"Which channels stay. (default {_DEFAULT.criterion})")
+        Criterion | None,
+        Parameter(
+            group=_METHOD,
+            help="Which channels stay. consumer came out best on real models (docs/criteria.md); l2-gm where all is"
+            " fully connected; reprune where filters repeat each other, with --geometry cosine at any scale."
+            f" (default {_DEFAULT.criterion})",
+        ),
     ] = None
     geometry: Annotated[
         Geometry | None,
@@ -126,7 +132,8 @@ class SettingsOptions:
             group=_METHOD,
             converter=_whole_or_word,
             help="How many channels stand in for one in merging: N or all, several by least squares; representative of"
-            f" its cluster, with reprune. (default {_DEFAULT.donors}: all with --compensation auto, else 1 or that)",
+            f" its cluster, with reprune. (default {_DEFAULT.donors}: all with --compensation auto, else 1, or representative"
+            " with reprune)",
         ),
     ] = None
     allow_inexact: Annotated[

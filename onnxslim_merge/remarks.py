@@ -13,7 +13,7 @@ from onnxslim_merge.verify.gates import Twin
 from onnxslim_merge.verify.speed import Speed
 
 FEW_SAMPLES = 32  # a mean of fewer is an anecdote
-GROWTH = 1.02  # of the file; below it is value_info and metadata
+GROWTH, OWN = 1.02, 1 << 13  # of the file, and bytes; below it is value_info and metadata
 
 
 def removes(plan: SlimPlan) -> bool:
@@ -27,7 +27,8 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
         frozen = sum(cell.status == "frozen" for cell in plan.cells)
         if not plan.cells:
             return ["nothing was removed: no operator with a rule makes channels here (--verbose lists the refusals)"]
-        return [f"nothing was removed: {frozen} of {len(plan.cells)} groups are frozen, the others kept as asked"]
+        rest = ", the others kept as asked" if frozen < len(plan.cells) else ""
+        return [f"nothing was removed: {frozen} of {len(plan.cells)} groups are frozen{rest}"]
     notes = []
     if automatic and not settings.carries_mean:
         notes.append(
@@ -76,6 +77,6 @@ def on_cost(plan: SlimPlan, speeds: Sequence[Speed], source: Source, size: int, 
     notes = []
     if removes(plan) and any(s.speedup_high < 1 for s in speeds) and settings.channel_multiple == 1:
         notes.append("slower: kernels prefer multiples of 8 or 16 channels, try --channel-multiple auto")
-    if size > GROWTH * source.size_bytes:
+    if size > GROWTH * source.size_bytes + OWN:
         notes.append("the file grew: constants that were computed or shared in it are written out now")
     return notes

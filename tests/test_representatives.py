@@ -468,3 +468,11 @@ def test_infinite_weights_do_not_stop_it():
     for criterion in ("reprune", "reprune-kernel"):
         kept = slim(replace_weights(model, values), criterion=criterion, compensation="none").plan.cells[0].keep
         assert len(kept) == 9
+
+
+def test_notes_of_one_kind_become_one():
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
+    <float[8, 3, 1, 1] w, float[8, 1, 1, 1] k, float[8, 8, 1, 1] u, float[8, 1, 1, 1] l, float[4, 8, 1, 1] v>
+    { a = Conv (x, w) b = Conv <group = 8> (a, k) c = Conv (b, u) d = Conv <group = 8> (c, l) y = Conv (d, v) }"""
+    notes = [note for note in slim(parse(text), criterion="l2").report.notes if "no merging" in note]
+    assert notes == ["Conv_a and 1 more: no merging (Conv_b treats each channel differently); plain removal instead"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -203,9 +204,9 @@ def _notes(cell: Cell, kept: int, served: list[tuple[int, str | None]], settings
 
 
 def _gathered(notes: Sequence[str]) -> list[str]:
-    """Notes that differ only in the cell that they name, `cell: text`, become one."""
-    groups: dict[str, list[str]] = {}
+    """Notes `cell: text` that differ only in the cell and the node that they name become one, worded as the first."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for note in notes:
-        cell, _, text = note.rpartition(": ")
-        groups.setdefault(text, []).append(cell)
-    return [f"{cells[0]}{f' and {len(cells) - 1} more' * (len(cells) > 1)}: {text}" for text, cells in groups.items()]
+        cell, _, text = note.partition(": ")
+        groups.setdefault(re.sub(r"no merging \(\S+", "no merging (", text), []).append((cell, text))
+    return [f"{g[0][0]}{f' and {len(g) - 1} more' * (len(g) > 1)}: {g[0][1]}" for g in groups.values()]

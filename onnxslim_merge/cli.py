@@ -132,8 +132,8 @@ class SettingsOptions:
             group=_METHOD,
             converter=_whole_or_word,
             help="How many channels stand in for one in merging: N or all, several by least squares; representative of"
-            f" its cluster, with reprune. (default {_DEFAULT.donors}: all with --compensation auto, else 1, or representative"
-            " with reprune)",
+            f" its cluster, with reprune. (default {_DEFAULT.donors}: all with --compensation auto; else 1, or with"
+            " reprune representative)",
         ),
     ] = None
     allow_inexact: Annotated[

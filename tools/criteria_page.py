@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+MEASURED = 9 * 6 + 2 * 2  # variants and compensations at one ratio, and the donors by cosine of `reprune`
 WITHOUT_BATCHNORM = ("lenet", "resnet20 folded inner", "resnet20 folded all")
 HEAD = """# Criteria and compensations, measured
 
@@ -16,6 +18,7 @@ them), without labels, without fine-tuning.
 
 - **Accuracy** is top-1 in percent on the whole labelled test set (10,000 images). **Agreement** is how often the
   highest class is the original's, on 1,024 unlabelled training images; defaults are chosen by it alone.
+  Blank, or a case of `tools/criteria.py` that is not below: not measured yet.
   `-`: below 20% agreement, which is nearly chance, accuracy was not measured.
 - **Criteria**: `l1`, `l2`, `l2-gm`, `consumer`, `impact`; `reprune` (euclidean, and `--geometry cosine`);
   `reprune-kernel` (as many clusters in each input channel, and `--kernel-cut layer`, the paper's height).
@@ -59,23 +62,25 @@ def _table(found: Mapping[str, Mapping[str, float]], what: str) -> list[str]:
 def _summary(facts: Mapping[str, Any]) -> list[str]:
     """Mean agreement over cases and ratios, with BatchNormalization and without."""
     lines = ["## What is best", ""]
+    complete = {name: ratios for name, case in facts.items() if (ratios := _complete(case["found"]))}
     for title, cases in (
-        ("with BatchNormalization", [c for c in facts if c not in WITHOUT_BATCHNORM]),
-        ("without BatchNormalization", [c for c in facts if c in WITHOUT_BATCHNORM]),
+        ("with BatchNormalization", [c for c in complete if c not in WITHOUT_BATCHNORM]),
+        ("without BatchNormalization", [c for c in complete if c in WITHOUT_BATCHNORM]),
     ):
         if not cases:
             continue
-        means: dict[tuple[str, str], float] = {}
         variants, compensations, _ = _split(key for c in cases for key in facts[c]["found"])
-        for v in variants:
-            for c in compensations:
-                scores = [_mean(facts[case]["found"], v, c) for case in cases]
-                if None not in scores:
-                    means[v, c] = float(np.mean([s for s in scores if s is not None]))
+        scores = {
+            (v, c): [_mean(facts[case]["found"], v, c, complete[case]) for case in cases]
+            for v in variants
+            for c in compensations
+        }
+        means = {place: float(np.mean(found)) for place, found in scores.items() if not np.isnan(found).any()}
         best = max(means, key=lambda place: means[place])
+        where = "; ".join(f"{case} at {', '.join(r or 'its ratio' for r in complete[case])}" for case in cases)
         lines += [
-            f"Mean agreement in percent over the cases {title} ({', '.join(cases)}) and all their ratios; the best:"
-            f" **{best[0]}** with **{best[1]}**.",
+            f"Mean agreement in percent over what is measured in full {title}: {where}. The best:",
+            f"**{best[0]}** with **{best[1]}**.",
             "",
             "| criterion | " + " | ".join(compensations) + " |",
             "|---|" + "---:|" * len(compensations),
@@ -88,9 +93,17 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _mean(found: Mapping[str, Mapping[str, float]], variant: str, compensation: str) -> float | None:
-    scores = [f["agreement"] for key, f in found.items() if key.startswith(f"{variant} | {compensation} | ")]
-    return float(np.mean(scores)) if scores else None
+def _complete(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The ratios at which all was measured, ascending."""
+    if not found:
+        return []
+    counts = Counter(key.split(" | ")[2] for key in found)
+    return sorted(ratio for ratio, count in counts.items() if count == MEASURED)
+
+
+def _mean(found: Mapping[str, Mapping[str, float]], variant: str, compensation: str, ratios: list[str]) -> float:
+    scores = [found.get(f"{variant} | {compensation} | {ratio}", {}).get("agreement", np.nan) for ratio in ratios]
+    return float(np.mean(scores))
 
 
 def _shifts(facts: Mapping[str, Any]) -> list[str]:

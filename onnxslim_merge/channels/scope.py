@@ -36,6 +36,7 @@ class Scope:
         self.op: str = node.op
         self.name: str = node.name
         self.opset = walk.opset
+        self._names: list[str] = [str(tensor.name) for tensor in node.inputs]  # rules ask often
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -46,11 +47,11 @@ class Scope:
 
     def has(self, slot: int) -> bool:
         """Whether input `slot` is present."""
-        return slot < len(self.node.inputs) and bool(self.node.inputs[slot].name)
+        return slot < len(self._names) and bool(self._names[slot])
 
     def tensor(self, slot: int) -> str:
         """The name of input `slot`."""
-        return str(self.node.inputs[slot].name)
+        return self._names[slot]
 
     def output(self, index: int = 0) -> str:
         """The name of output `index`."""

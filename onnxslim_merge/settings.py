@@ -150,6 +150,18 @@ class Settings:
         return "merge" in self.compensation or self.compensation == "auto"
 
     @property
+    def uses_clusters(self) -> bool:
+        """Whether the representative of a cluster is the donor of its members."""
+        return self.merges and self.criterion == "reprune" and self.donors in ("auto", "representative")
+
+    @property
+    def donor_count(self) -> int | None:
+        """How many donors a channel may have, None = all; of "auto" once compensation is decided."""
+        if isinstance(self.donors, str):
+            return None if self.donors == "all" else 1
+        return self.donors
+
+    @property
     def carries_mean(self) -> bool:
         """Whether consumers' biases get the means of removed channels."""
         return "mean" in self.compensation
@@ -200,7 +212,7 @@ class Settings:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
         elif self.donors == "all" or (self.donors, self.compensation) == ("auto", "auto"):
             idle["with all donors"] = ["lam"]
-        elif self.criterion == "reprune" and self.donors in ("auto", "representative"):
+        elif self.uses_clusters:
             idle["where the representative is the donor"] = ["lam"]
         if not self.merges and not self.criterion.startswith("reprune"):
             idle["with neither merging nor clustering"] = ["device"]

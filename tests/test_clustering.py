@@ -167,3 +167,10 @@ def test_counting_starts_anew_when_all_is_covered():
     assert chosen.tolist() == [0, 2, 1, 3]  # without it, 1 and 3 would come by norm, and 1 before 3 as well
     chosen, _ = cover(np.array([[0, 0, 0, 1]]), np.array([4.0, 3.0, 2.0, 1.0]), 3)
     assert chosen.tolist() == [0, 3, 1]
+
+
+def test_neighbours_that_tie_join_in_pairs():
+    """Of equal gaps every other closes at once; were all of them closed, one cluster would have swallowed the rest."""
+    order, heights = ward_of_numbers(np.arange(16.0)[None])
+    for clusters in (8, 4, 2):
+        assert np.bincount(cut_numbers(order, heights, clusters)[0]).tolist() == [16 // clusters] * clusters

@@ -52,5 +52,7 @@ def test_choice_and_merges(device, name, donors):
 def test_what_is_not_there_is_said_in_one_line():
     with pytest.raises(UsageError, match=r"--device 'gpu': choose cpu, cuda, cuda:N or torch"):
         Settings(device="gpu")
+    stages: list[str] = []
     with pytest.raises(UsageError, match=r'needs torch: pip install "onnxslim-merge\[torch\]"|sees \d+ GPUs'):
-        slim(parse(PLANTED["dense_relu"][0]), device="cuda:99")
+        slim(parse(PLANTED["dense_relu"][0]), device="cuda:99", progress=stages.append)
+    assert stages == ["load"]  # before any work

@@ -14,16 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from test_random_graphs import Net
-from textmodels import distance, feeds, interface, parse, run, silenced, weights
+from test_random_graphs import HIDDEN, Net, slimmed
+from textmodels import distance, feeds, parse, run, silenced, weights
 
-import onnxslim_merge
-from onnxslim_merge.select import kept_count
 from onnxslim_merge.settings import Criterion
 from onnxslim_merge.verify import speed
 
 EXAMPLES = int(os.environ.get("RANDOM_BLOCKS", "50"))  # for a long search: RANDOM_BLOCKS=2000
-HIDDEN = 8
 WIDEST = 36  # channels; wider images and tokens are narrowed before the next block
 END = 9223372036854775807
 SEEN: Counter[str] = Counter()
@@ -973,16 +970,7 @@ def test_most_blocks_lose_channels():
 def check(text, made, sizes, probe, options, seed):
     """Everything that holds whatever is removed."""
     model = parse(text, seed=seed)
-    if "merge" not in options["compensation"]:
-        del options["donors"]  # without effect then, which is a warning
-    result = onnxslim_merge.slim(model, input_shapes=probe, **options)
-    assert not [note for note in result.report.notes if "our bug" in note]
-    assert not [r for r in result.report.refusals if "please report" in r.reason]
-    assert result.report.twin_max_error <= 1e-4
-    onnx.checker.check_model(result.model, full_check=True)
-    assert interface(result.model) == interface(model)
-    hidden = next(cell for cell in result.plan.cells if cell.producers[0][2] == "hidden")
-    assert len(hidden.keep) == kept_count(HIDDEN, options["ratio"], 1, options["channel_multiple"])
+    result = slimmed(model, options, input_shapes=probe)
     for size in sizes:
         fed = feeds(model, size, seed)
         small = run(result.model, fed)

@@ -390,11 +390,11 @@ def test_random_sequences(text, options, seed):
     check(parse(text, seed=seed), options, seed)
 
 
-def check(model, options, seed):
-    """Everything that holds whatever is removed."""
+def slimmed(model, options, **more):
+    """The result of a run, of which all that must hold whatever is removed was checked."""
     if "merge" not in options["compensation"]:
         del options["donors"]  # without effect then, which is a warning
-    result = onnxslim_merge.slim(model, **options)
+    result = onnxslim_merge.slim(model, **more, **options)
     assert not [note for note in result.report.notes if "our bug" in note]
     assert not [r for r in result.report.refusals if "please report" in r.reason]
     assert result.report.twin_max_error <= 1e-4
@@ -402,6 +402,12 @@ def check(model, options, seed):
     assert interface(result.model) == interface(model)
     hidden = next(cell for cell in result.plan.cells if cell.producers[0][2] == "hidden")
     assert len(hidden.keep) == kept_count(HIDDEN, options["ratio"], 1, options["channel_multiple"])
+    return result
+
+
+def check(model, options, seed):
+    """Everything that holds whatever is removed."""
+    result = slimmed(model, options)
     for size in (1, 3):
         fed = feeds(model, {"N": size}, seed)
         small = run(result.model, fed)

@@ -12,6 +12,7 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.claims import Degree
 from onnxslim_merge.compensation import Donors, Search, find_donors, solve
 from onnxslim_merge.criteria import choose, coverage, representatives
 from onnxslim_merge.criteria.norms import ranked_rows
@@ -203,7 +204,10 @@ def test_kernels_are_those_of_each_input_channel():
 
 
 def test_kernels_hold_all_weights_of_the_ranked_rows():
-    for text in KINDS.values():
+    scaled = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+    <float[12, 3, 3, 3] w, float[12] b, float[12, 1, 1] pos, float[4, 12, 1, 1] v>
+    { a = Conv <pads = [1, 1, 1, 1]> (x, w, b) m = Mul (a, pos) y = Conv (m, v) }"""
+    for text in (*KINDS.values(), scaled):
         views, cells, _ = analysed(text)
         for cell in cells.values():
             if cell.refusal is not None:
@@ -348,6 +352,19 @@ def test_a_fit_of_deviations_leaves_the_bias_to_the_mean(count):
 
 
 @pytest.mark.parametrize("count", SEVERAL)
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_fit_behind_relu_is_that_of_normal_inputs(count, centred):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(5, 6))
+    h = np.maximum(rng.normal(size=(400_000, 6)) @ rows.T, 0)
+    h = h - h.mean(0) if centred else h
+    expected = np.linalg.lstsq(h[:, :3], h[:, 3:], rcond=None)[0].T
+    value = Value((rows,), np.zeros(5), degree=Degree.HOMOGENEOUS, nonlinear=True)
+    found = fitted(value, count, centred=centred).share(3).toarray()
+    assert np.allclose(found, expected, atol=0.01)  # 400,000 samples against their expectation
+
+
+@pytest.mark.parametrize("count", SEVERAL)
 def test_a_fit_minds_the_tail_of_every_donor(count):
     a, c = np.array([1.0, 2.0, 0.5, 3.0, 4.0]), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
     value, mix = mixture(scale=a, offset=c)
@@ -452,13 +469,14 @@ def test_cosine_divides_whole_filters():
 
 
 def test_who_comes_back_first():
-    """Farthest from his centre; with kernels: who would cover most."""
+    """Farthest from his centre; with kernels: who would cover most, then the larger."""
     views, cells, _ = analysed(DENSE.replace("F", "Relu"))
     for criterion in ("reprune", "reprune-kernel"):
         choice = choose(views, cells["Gemm_a"], 6, None, Settings(criterion=criterion))
         gone = np.setdiff1d(np.arange(TOTAL), choice.kept)
         assert len(set(choice.scores[gone])) == gone.size
         assert (choice.scores[gone] > 0).all()
+    assert (choice.scores[gone] >= 1).any()  # whole numbers are clusters that nobody covers yet
 
 
 def test_infinite_weights_do_not_stop_it():

@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import onnxruntime as ort
 
-from onnxslim_merge.channels.analysis import analyse_channels
-from onnxslim_merge.model_io import build, load
-from onnxslim_merge.pipeline import Run, Work, pick_samples
-from onnxslim_merge.prepare import prepare
-from onnxslim_merge.probe import probe_shapes
-from onnxslim_merge.rewrite import rewrite
+from bench import Bench
 from onnxslim_merge.settings import Compensation, Criterion, Scope, Settings
-from paper_tables import load_score
 
 COMPENSATIONS: tuple[tuple[Compensation, Any], ...] = (
     ("none", "auto"), ("mean", "auto"), ("merge", "auto"), ("mean+merge", "auto"),
@@ -32,49 +25,17 @@ COMPENSATIONS: tuple[tuple[Compensation, Any], ...] = (
 )  # fmt: skip
 Models = tuple[tuple[str, str, int, tuple[tuple[Scope, float], ...]], ...]
 MODELS: Models = (  # file, task, images, (scope, ratio) at which enough is left to compare
-    ("resnet20_cifar10_bn_op13.onnx", "cifar10-a", 1024, (("inner", 0.3), ("all", 0.1))),
-    ("densenet_jw_cifar10_bn.onnx", "cifar10-b", 512, (("inner", 0.3), ("all", 0.1))),
-    ("efficientnet_lite0_imagenet_bn.onnx", "imagenet", 128, (("inner", 0.1), ("all", 0.03))),
+    ("resnet20_cifar10_bn_op13", "cifar10-a", 1024, (("inner", 0.3), ("all", 0.1))),
+    ("densenet_jw_cifar10_bn", "cifar10-b", 512, (("inner", 0.3), ("all", 0.1))),
+    ("efficientnet_lite0_imagenet_bn", "imagenet", 128, (("inner", 0.1), ("all", 0.03))),
 )
 
 WITHOUT_BATCHNORM: Models = (
-    ("lenet300_100_fashionmnist.onnx", "fashion", 1024, (("all", 0.5), ("all", 0.7))),
-    ("resnet20_cifar10_folded_op17.onnx", "cifar10-a", 1024, (("inner", 0.2), ("all", 0.1))),
-    ("vgglike_cifar10_tf2onnx.onnx", "cifar10-raw", 1024, (("all", 0.1), ("all", 0.2))),
-    ("resnet8_cifar10_tf2onnx.onnx", "cifar10-raw", 1024, (("inner", 0.2), ("all", 0.1))),
+    ("lenet300_100_fashionmnist", "fashion", 1024, (("all", 0.5), ("all", 0.7))),
+    ("resnet20_cifar10_folded_op17", "cifar10-a", 1024, (("inner", 0.2), ("all", 0.1))),
+    ("vgglike_cifar10_tf2onnx", "cifar10-raw", 1024, (("all", 0.1), ("all", 0.2))),
+    ("resnet8_cifar10_tf2onnx", "cifar10-raw", 1024, (("inner", 0.2), ("all", 0.1))),
 )
-
-
-def predictions(model: Path | bytes, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
-    """The class of every input, (n,)."""
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: inputs[i : i + batch]})[0].argmax(1) for i in range(0, len(inputs), batch)]
-    return np.concatenate(parts)
-
-
-class Bench:
-    """One model, analysed once; slimmed without verification, which the tests and every real run do."""
-
-    def __init__(self, shared: Path, name: str, task: str, first: int) -> None:
-        """Read, analyse, and classify the calibration images with the original."""
-        score, path = load_score(shared), shared / "models" / name
-        self.inputs: np.ndarray = score.prepare(task, score.images(task, "calib", first)[0])
-        self.reference = predictions(path, self.inputs)
-        run = Run(Settings(), lambda stage: None)
-        source = load(path)
-        graph = prepare(source)
-        probes = probe_shapes(graph, source, {})
-        samples = pick_samples(source, run.settings, probes[0])
-        self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
-
-    def agreement(self, settings: Settings) -> float:
-        """Top-1 agreement with the original, in percent."""
-        self.work.run.settings = settings
-        self.work.decide()
-        plan = self.work.plan(check=False)
-        model = build(rewrite(self.work.graph, plan), self.work.source)
-        return 100 * float((predictions(model.SerializeToString(), self.inputs) == self.reference).mean())
 
 
 def rows(shared: Path, models: Models, only: list[str]) -> Iterator[tuple[str, str, list[float]]]:
@@ -84,7 +45,7 @@ def rows(shared: Path, models: Models, only: list[str]) -> Iterator[tuple[str, s
         for compensation, donors in COMPENSATIONS:
             chosen = {"criterion": criterion, "compensation": compensation, "donors": donors}
             found = [
-                bench.agreement(Settings(scope=scope, ratio=ratio, **chosen))
+                bench.agreement(bench.model(bench.plan(Settings(scope=scope, ratio=ratio, **chosen))))
                 for bench, amounts in benches
                 for scope, ratio in amounts
             ]

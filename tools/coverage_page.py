@@ -65,10 +65,10 @@ limit are only quoted.
 
 {attention}## Files of ../shared/models at ratio {shared_ratio}
 
-With the default `--compensation auto` and without data: it carries the means of removed channels where
-BatchNormalization tells them, else nothing. **Agreement** is that with the original on the report's synthetic inputs:
-of the class, or the cosine of the first output. **Score** is accuracy in percent on the whole test set, before and
-after, of those files that have one (`score.py` there); nothing is retrained.
+With the default `--compensation auto` and without data: all kept channels stand in for removed ones, and their
+means are carried where BatchNormalization tells them. **Agreement** is that with the original on the report's
+synthetic inputs: of the class, or the cosine of the first output. **Score** is accuracy in percent on the whole test
+set, before and after, of those files that have one (`score.py` there); nothing is retrained.
 
 {shared}
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,19 +22,16 @@ from typing import Annotated, Any
 import cyclopts
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from bench import Bench
 from criteria_page import page
-from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.files import write_atomically
-from onnxslim_merge.model_io import build, load
-from onnxslim_merge.pipeline import Run, Work, pick_samples
+from onnxslim_merge.model_io import build
 from onnxslim_merge.plan import SlimPlan
-from onnxslim_merge.prepare import prepare
-from onnxslim_merge.probe import probe_shapes, tap
+from onnxslim_merge.probe import tap
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.settings import RatioRule, Settings
-from paper_tables import PAPER_VGG, load_score
+from paper_tables import PAPER_VGG
 
 RATIOS = (0.3, 0.1, 0.5, 0.2, 0.4, 0.6, 0.7)  # in this order: the first say most
 COMPENSATIONS: dict[str, dict[str, Any]] = {
@@ -91,63 +87,35 @@ CASES = {
 }
 
 
-class Bench:
-    """One case: analysed once, slimmed often."""
+class CaseBench(Bench):
+    """One case, with its labelled test set."""
 
     def __init__(self, shared: Path, case: Case, threads: int) -> None:
-        """Read model and images, and classify the calibration images with the original."""
-        score, path = load_score(shared), shared / "models" / f"{case.model}.onnx"
-        self.case, self.threads = case, threads
+        """Score the original."""
+        super().__init__(shared, case.model, case.task, threads=threads)
+        self.case = case
         self.before: dict[str, list[np.ndarray]] = {}
-        raw, self.labels = score.images(case.task, "test", None)
-        self.test: np.ndarray = score.prepare(case.task, raw)
-        self.calibration: np.ndarray = score.prepare(case.task, score.images(case.task, "calib", None)[0])
-        self.reference = self.classes(path.read_bytes(), self.calibration)
-        self.base = self.accuracy(path.read_bytes())
-        run = Run(Settings(), lambda stage: None)
-        source = load(path)
-        graph = prepare(source)
-        probes = probe_shapes(graph, source, {})
-        samples = pick_samples(source, run.settings, probes[0])
-        self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
-
-    def outputs(self, model: bytes, inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """The outputs, batch by batch."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        for i in range(0, len(inputs), 64):
-            yield session.run(None, {name: inputs[i : i + 64]})
-
-    def classes(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
-        """The class of every input, (n,)."""
-        return np.concatenate([found[0].argmax(1) for found in self.outputs(model, inputs)])
+        raw, self.labels = self.score.images(case.task, "test", None)
+        self.test: np.ndarray = self.score.prepare(case.task, raw)
+        self.base = self.accuracy(self.path.read_bytes())
 
     def accuracy(self, model: bytes) -> float:
         """Top-1 on the test set, in percent."""
         return 100 * float((self.classes(model, self.test) == self.labels).mean())
 
-    def plan(self, **options: Any) -> SlimPlan:
-        """The plan for these settings."""
-        self.work.run.settings = Settings(**(self.case.options | options))
-        self.work.decide()
-        return self.work.plan(check=False)
-
-    def model(self, plan: SlimPlan) -> bytes:
-        """The slimmed file."""
-        return build(rewrite(self.work.graph, plan), self.work.source).SerializeToString()
+    def plan_of(self, **options: Any) -> SlimPlan:
+        """The plan for these options of the case."""
+        return self.plan(Settings(**(self.case.options | options)))
 
     def measure(self, variant: str, compensation: str, ratio: float | None) -> dict[str, float]:
         """Accuracy and agreement in percent, and what it took."""
         amount = {} if ratio is None else {"ratio": ratio}
         start = time.perf_counter()
-        plan = self.plan(**VARIANTS[variant], **(COMPENSATIONS | FREE)[compensation], **amount)
+        plan = self.plan_of(**VARIANTS[variant], **(COMPENSATIONS | FREE)[compensation], **amount)
         planned = time.perf_counter() - start
         model = self.model(plan)
-        agreement = 100 * float((self.classes(model, self.calibration) == self.reference).mean())
-        found = {"agreement": agreement, "seconds": planned}
-        return found if agreement < HOPELESS else found | {"accuracy": self.accuracy(model)}
+        found = {"agreement": self.agreement(model), "seconds": planned}
+        return found if found["agreement"] < HOPELESS else found | {"accuracy": self.accuracy(model)}
 
     def shifts(self, variant: str, compensation: str) -> dict[str, float]:
         """For each layer whose inputs alone lose half: the relative L2 distance of its output from the original's.
@@ -159,7 +127,7 @@ class Bench:
             if cell.refusal is not None or not cell.inner or cell.size == 1:
                 continue
             producer = re.escape(analysis.producers[cell.producers[0]].output)
-            plan = self.plan(
+            plan = self.plan_of(
                 ratio=0.0, ratio_for=(RatioRule(f"^{producer}$", SHIFT_RATIO),), keep_batchnorm=True, scope="all",
                 **VARIANTS[variant], **COMPENSATIONS[compensation],
             )  # fmt: skip
@@ -175,7 +143,7 @@ class Bench:
     def layers(self, model: onnx.ModelProto, names: list[str]) -> list[np.ndarray]:
         """The tensors `names` on the first calibration images; nothing behind them is run."""
         del model.graph.output[:]
-        (found,) = self.outputs(tap(model, names).SerializeToString(), self.calibration[:SHIFT_IMAGES])
+        (found,) = self.outputs(tap(model, names).SerializeToString(), self.inputs[:SHIFT_IMAGES])
         return found
 
 
@@ -188,14 +156,14 @@ class Journal:
         self.facts: dict[str, Any] = {"found": {}, "shifts": {}}
         if self.path.exists():
             self.facts = json.loads(self.path.read_text())
-        self._bench: Bench | None = None
+        self._bench: CaseBench | None = None
         self._made = shared, threads
 
     @property
-    def bench(self) -> Bench:
+    def bench(self) -> CaseBench:
         """The model, analysed when it is first needed."""
         if self._bench is None:
-            self._bench = Bench(self._made[0], self.case, self._made[1])
+            self._bench = CaseBench(self._made[0], self.case, self._made[1])
             self.facts["base"] = self._bench.base
         return self._bench
 

@@ -46,7 +46,7 @@ def solve(
 
     clusters: by cell name, (n,): whose representatives stand in for whom, where that was decided with the choice.
     """
-    solver = Solver(views, statistics, settings, clusters or {}, device)
+    solver = Solver(views, statistics, settings, (clusters or {}) if settings.uses_clusters else {}, device)
     cells = [cell for cell in views.analysis.cells if len(kept.get(cell.name, cell.labels)) < cell.size]
     if settings.compensation == "none":
         return solver.solution
@@ -89,8 +89,7 @@ class Solver:
         original = self.views.columns_of(consumer)
         removed = np.setdiff1d(np.arange(cell.size), kept)
         group = columns.positions // (consumer.labels.size // consumer.groups)
-        clusters = self.clusters.get(cell.name) if self.settings.donors in ("auto", "representative") else None
-        value = _within(group, values.get(consumer.x), clusters)
+        value = _within(group, values.get(consumer.x), self.clusters.get(cell.name))
         if value is not None and isinstance(self.views.analysis.constants[consumer.weight], Derived):
             value = replace(value, private=f"the weight of {consumer.node} is quantised")
         donors, why = self._donors(cell, columns, value, kept, removed)
@@ -129,19 +128,13 @@ class Solver:
             return none, value.private
         if (columns.positions < 0).any():
             return none, "channels take different numbers of places at a consumer"
-        several = {"auto": 1, "representative": 1, "all": None}
-        count = several[settings.donors] if isinstance(settings.donors, str) else settings.donors
-        search = Search(settings.threshold, settings.lam, count, settings.carries_mean)
-        if (
-            count != 1
-            and value.nonlinear
-            and value.degree == Degree.HOMOGENEOUS
-            and self.views.has_unknown_spread(cell)
-        ):
+        search = Search(settings.threshold, settings.lam, settings.donor_count, settings.carries_mean)
+        fits = search.count != 1 and value.nonlinear and value.degree == Degree.HOMOGENEOUS
+        if fits and self.views.has_unknown_spread(cell):
             alike = replace(search, threshold=max(settings.threshold or 0.0, NEARLY_PARALLEL), count=1)
             why = "its layer reads the model's inputs, whose spread is not known: only a nearly parallel channel may"
             found = find_donors(value, kept, removed, alike, self.device)
-            return found, None if found.found.all() else why
+            return found, None if found.found.any() else why
         return find_donors(value, kept, removed, search, self.device), None
 
     def _close(self, index: int) -> None:

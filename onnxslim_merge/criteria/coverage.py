@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.clustering import EXACT_ROWS, cut_numbers, cut_numbers_at, finite, ward, ward_of_numbers
 from onnxslim_merge.criteria.choice import Choice, parts
-from onnxslim_merge.criteria.norms import typical_norm, weighed_rows
+from onnxslim_merge.criteria.norms import unit, weighed_rows
 from onnxslim_merge.criteria.representatives import in_geometry
 from onnxslim_merge.numerics import Device
 from onnxslim_merge.settings import KernelCut, Settings
@@ -55,7 +55,7 @@ def _banks(views: Views, cell: Cell, settings: Settings) -> tuple[list[Floats], 
         kernels, weighed = finite(views.kernels(cell, index)), finite(weighed_rows(rows))
         if not rows.batchnorm:
             kernels = kernels * rows.scale[:, None]
-        scale = typical_norm(weighed) if len(cell.producers) > 1 else 1.0
+        scale = unit(rows, len(cell.producers))
         banks.append(kernels / scale)
         biases = weighed[None, :, kernels.shape[0] * kernels.shape[2] :]  # of heads, one for each of their rows
         if not rows.batchnorm and biases.any():

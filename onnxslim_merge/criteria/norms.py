@@ -16,13 +16,10 @@ from onnxslim_merge.views import Floats, Rows, Views
 
 def ranked_rows(views: Views, cell: Cell) -> Floats:
     """Rows (n, d) of all producers side by side, each producer's divided by its mean row norm if there are several."""
-    blocks = [finite(weighed_rows(rows)) for rows in views.rows(cell)]
-    return blocks[0] if len(blocks) == 1 else np.concatenate([b / typical_norm(b) for b in blocks], axis=1)
-
-
-def typical_norm(rows: Floats) -> float:
-    """The mean norm of `rows` (n, d); 1 if all are zero."""
-    return float(np.linalg.norm(rows, axis=1).mean()) or 1.0
+    blocks = views.rows(cell)
+    if len(blocks) == 1:  # without a copy: it may be large
+        return finite(weighed_rows(blocks[0]))
+    return np.concatenate([finite(weighed_rows(rows)) / unit(rows, len(blocks)) for rows in blocks], axis=1)
 
 
 def weighed_rows(rows: Rows) -> Floats:
@@ -38,14 +35,14 @@ def l1(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bo
     blocks, total = views.rows(cell), np.zeros(cell.size)
     for rows in blocks:
         bias, scale = _folded(rows)
-        total += (np.abs(scale) * np.abs(rows.weight).sum(1) + np.abs(bias)) / _unit(rows, len(blocks))
+        total += (np.abs(scale) * np.abs(rows.weight).sum(1) + np.abs(bias)) / unit(rows, len(blocks))
     return total
 
 
 def l2(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bool) -> Floats:
     """Euclidean norm."""
     blocks = views.rows(cell)
-    return np.sqrt(sum(_squares(rows) / _unit(rows, len(blocks)) ** 2 for rows in blocks))
+    return np.sqrt(sum(_squares(rows) / unit(rows, len(blocks)) ** 2 for rows in blocks))
 
 
 def _folded(rows: Rows) -> tuple[Floats, Floats]:
@@ -62,8 +59,8 @@ def _squares(rows: Rows) -> Floats:
     return squares
 
 
-def _unit(rows: Rows, blocks: int) -> float:
-    """What a block is divided by: its mean norm, if there are several."""
+def unit(rows: Rows, blocks: int) -> float:
+    """What one of `blocks` producers is divided by: its mean row norm, if there are several."""
     return (float(np.sqrt(_squares(rows)).mean()) or 1.0) if blocks > 1 else 1.0
 
 

@@ -25,12 +25,14 @@ from onnxslim_merge.preflight import Targets, check_options, check_targets, inpu
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import Probe, probe_shapes
 from onnxslim_merge.provenance import metadata, version
+from onnxslim_merge.refitting import Refitter
 from onnxslim_merge.replay import replayed_choice
 from onnxslim_merge.report.assemble import cost_changes, group_reports, refusal_reports
 from onnxslim_merge.report.model import Change, FileRef, Report
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.runtime import resolve_providers
-from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
+from onnxslim_merge.samples import Samples, input_specs
+from onnxslim_merge.sampling import pick_samples
 from onnxslim_merge.select import Amount, Selection, amounts, repair, select
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics import Place, Statistics
@@ -41,8 +43,6 @@ from onnxslim_merge.verify.fidelity import Fidelity
 from onnxslim_merge.verify.gates import LARGE, Judge, check_file
 from onnxslim_merge.views import Views
 
-SYNTHETIC = (8, 32)  # synthetic samples, least and most: a channel's mean over many positions settles early
-SYNTHETIC_ELEMENTS = 1 << 20  # and of all of them: large images have many positions
 FEW, FEW_ELEMENTS = 8, 1 << 18  # samples for the exact checks, fewer of large inputs: a wrong channel shows everywhere
 Kept = dict[str, NDArray[np.int64]]
 Progress = Callable[[str], None]
@@ -121,15 +121,6 @@ def run_slim(
         return result
 
 
-def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
-    """The calibration data, or synthetic samples at the sizes of the probe."""
-    specs = input_specs(source.proto)
-    if settings.calibration_data is not None:
-        return load_samples(settings.calibration_data, specs)
-    count = min(max(SYNTHETIC_ELEMENTS // max(probe.elements, 1), SYNTHETIC[0]), SYNTHETIC[1])
-    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=FEW)
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What verification found; a dry run has none of it."""
@@ -155,6 +146,7 @@ class Work:
     notes: list[str] = field(default_factory=list)
     automatic: bool = False
     selection: Selection = field(default_factory=Selection)
+    refitter: Refitter | None = None
 
     def decide(self) -> None:
         """Settle what "auto" means for this model."""
@@ -189,11 +181,21 @@ class Work:
 
     def _select(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> None:
         settings = self.run.settings
-        self.selection = select(views, found, statistics, settings, Device(settings.device))
+        if settings.criterion == "greedy":
+            self.selection = self._refits(views, found, statistics).choose()
+        else:
+            self.selection = select(views, found, statistics, settings, Device(settings.device))
         self.notes += self.selection.notes
+
+    def _refits(self, views: Views, found: Mapping[str, Amount], statistics: Statistics | None) -> Refitter:
+        parts = self.graph, self.source, self.probes[0], self.samples
+        self.refitter = Refitter(*parts, self.run.settings, views, found, statistics, self.notes)
+        return self.refitter
 
     def _solve(self, views: Views, kept: Kept, statistics: Statistics | None) -> Solution:
         settings = self.run.settings
+        if settings.refits:
+            return (self.refitter or self._refits(views, {}, statistics)).solve(kept)
         return solve(views, kept, statistics, settings, self.selection.clusters, Device(settings.device))
 
     def _checked(

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from onnxslim_merge.errors import InputError, UsageError
 
-Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel"]
+Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel", "greedy"]
 Geometry = Literal["euclidean", "cosine"]
 KernelCut = Literal["channel", "layer"]
-Compensation = Literal["auto", "none", "mean", "merge", "mean+merge"]
+Compensation = Literal["auto", "none", "mean", "merge", "mean+merge", "least-squares"]
 Scope = Literal["inner", "all"]
 Inexact = Literal["layernorm"]
 
@@ -147,7 +147,12 @@ class Settings:
     @property
     def merges(self) -> bool:
         """Whether kept channels stand in for removed ones."""
-        return "merge" in self.compensation or self.compensation == "auto"
+        return "merge" in self.compensation or self.compensation == "auto" or self.refits
+
+    @property
+    def refits(self) -> bool:
+        """Whether consumers are refitted by least squares, layer by layer."""
+        return self.compensation == "least-squares"
 
     @property
     def uses_clusters(self) -> bool:
@@ -164,14 +169,14 @@ class Settings:
     @property
     def carries_mean(self) -> bool:
         """Whether consumers' biases get the means of removed channels."""
-        return "mean" in self.compensation
+        return "mean" in self.compensation or self.refits
 
     def resolved(self, *, has_batchnorm: bool) -> Settings:
         """These settings with "auto" decided for one model."""
-        if self.compensation != "auto":
-            return self
-        known = has_batchnorm or self.calibration_data is not None
         donors = "all" if self.donors == "auto" else self.donors
+        if self.compensation != "auto":
+            return replace(self, donors=donors) if self.refits else self
+        known = has_batchnorm or self.calibration_data is not None
         return replace(self, compensation="mean+merge" if known else "merge", donors=donors)
 
     def record(self) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class Settings:
         idle: dict[str, list[str]] = {}
         if not self.merges:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
-        elif self.donors == "all" or (self.donors, self.compensation) == ("auto", "auto"):
+        elif self.donors == "all" or (self.donors == "auto" and (self.refits or self.compensation == "auto")):
             idle["with all donors"] = ["lam"]
         elif self.uses_clusters:
             idle["where the representative is the donor"] = ["lam"]

@@ -52,6 +52,7 @@ class Views:
         """Index the flows of `analysis` by what they read."""
         self.analysis = analysis
         self.sessions: dict[bytes, Any] = {}  # runtime sessions of single nodes, for statistics
+        self.rescaled: dict[str, Floats] = {}  # how much more a BatchNormalization amplifies in the statistics' network
         self._nodes = {node.name: node for node in analysis.graph.nodes}
         self._raw: set[str] | None = None
         self._energies: dict[int, Floats] = {}
@@ -91,12 +92,12 @@ class Views:
 
     def columns_of(self, consumer: Consumer) -> Floats:
         """The weight of a consumer, without `gain`: (inputs, outputs, taps), or (inputs, outputs of a group, taps)."""
-        matrix = self.matrix(consumer.weight, consumer.axis, consumer.out_axis)
-        if matrix.shape[0] == consumer.labels.size:
-            return matrix
-        inputs, _, taps = matrix.shape  # of a grouped Conv: the inputs of one group, the outputs of all
-        split = matrix.reshape(inputs, consumer.groups, -1, taps)
-        return split.swapaxes(0, 1).reshape(consumer.labels.size, -1, taps)
+        return _by_input(consumer, self.matrix(consumer.weight, consumer.axis, consumer.out_axis))
+
+    def rows_of(self, consumer: Consumer, values: NDArray[Any]) -> Floats:
+        """`columns_of`, of other values for its weight, in the weight's own layout."""
+        moved = np.moveaxis(values, (consumer.axis, consumer.out_axis), (0, 1)).astype(np.float64)
+        return _by_input(consumer, moved.reshape(*moved.shape[:2], -1))
 
     def outputs(self, consumer: Consumer) -> Floats:
         """`columns_of` with `gain`: the effective weight."""
@@ -171,13 +172,31 @@ class Views:
         found = sorted({c for label in cell.labels.tolist() for c in self._consumers_of.get(label, ())})
         return [Columns(c, positions(self._consumer_roots[c], cell.labels)) for c in found]
 
-    def output_scale(self, consumer: Consumer) -> Floats | float:
+    def output_scale(self, consumer: Consumer, *, signed: bool = False) -> Floats | float:
         """|gamma| / sigma of the affine functions right behind a consumer, (outputs,); 1 where there are none."""
         scale: Floats | float = 1.0
         if (producer := self._made.get(consumer.node)) is not None:
             for flow in self._affine_chain(producer):
-                scale = scale * np.abs(channel_vector(flow, producer.bias.axis, self.width(consumer))[0])
+                factor = channel_vector(flow, producer.bias.axis, self.width(consumer))[0]
+                factor = factor * self.rescaled.get(flow.node, 1.0)
+                scale = scale * (factor if signed else np.abs(factor))
         return scale
+
+    def added_to(self, consumer: Consumer) -> str | None:
+        """The other tensor of the Add that alone reads what a consumer makes, scaled and shifted or not."""
+        producer = self._made.get(consumer.node)
+        if producer is None:
+            return None
+        tensor = producer.bias.output
+        for flow in self._affine_chain(producer):
+            tensor = next(name for name, other in self.analysis.flows.items() if other is flow)
+        users = self._users.get(tensor, [])
+        if len(users) != 1 or self._reads[tensor] != 1:
+            return None
+        flow = self.analysis.flows[users[0]]
+        others = [name for name in flow.inputs if name != tensor]
+        is_sum = flow.kind == "sum" and self._nodes[flow.node].op == "Add" and len(others) == 1
+        return others[0] if is_sum and len(flow.inputs) == 2 else None
 
     def energy(self, index: int) -> Floats:
         """Squared norm of each column of a consumer, in units of the spread of its BatchNormalization, (inputs,)."""
@@ -252,6 +271,15 @@ def gather_rows(matrix: Floats, where: NDArray[np.int64]) -> Floats:
     if (where < 0).any():
         taken *= (where >= 0)[..., None]
     return taken.reshape(where.shape[0], -1)
+
+
+def _by_input(consumer: Consumer, matrix: Floats) -> Floats:
+    """(inputs, outputs, taps) of a weight; of a grouped Conv, which holds the inputs of one group, outputs of it."""
+    if matrix.shape[0] == consumer.labels.size:
+        return matrix
+    inputs, _, taps = matrix.shape
+    split = matrix.reshape(inputs, consumer.groups, -1, taps)
+    return split.swapaxes(0, 1).reshape(consumer.labels.size, -1, taps)
 
 
 def _times(gain: float, matrix: Floats) -> Floats:

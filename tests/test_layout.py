@@ -20,9 +20,9 @@ FILE_LINES, FUNCTION_LINES, PUBLIC_NAMES = 330, 50, 10
 # A module imports only from those above it.
 ORDER = (
     "errors", "files", "settings", "numerics", "clustering", "plan", "runtime", "model_io", "prepare", "samples",
-    "probe", "costs", "channels", "views", "values", "statistics", "criteria", "select", "compensation", "planning",
-    "replay", "rewrite", "verify", "provenance", "report", "preflight", "remarks", "pipeline", "api", "cli",
-    "__init__", "__main__",
+    "probe", "sampling", "costs", "channels", "views", "values", "statistics", "criteria", "select", "compensation",
+    "planning", "replay", "rewrite", "verify", "provenance", "report", "preflight", "remarks", "refitting", "pipeline",
+    "api", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from test_random_graphs import HIDDEN, Net, assert_equal, slimmed
 from textmodels import feeds, parse, run, silenced, weights
 
+from onnxslim_merge import sampling
 from onnxslim_merge.settings import Criterion
 from onnxslim_merge.verify import speed
 
@@ -31,6 +32,7 @@ LOST: Counter[str] = Counter()
 def _no_timing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "measure", lambda *args, **options: [])
+        patch.setattr(sampling, "FITTED", (16, 16))
         yield
 
 
@@ -932,7 +934,7 @@ OPTIONS = st.fixed_dictionaries(
         "ratio": st.floats(0.4, 0.8),
         "criterion": st.sampled_from(get_args(Criterion)),
         "donors": st.sampled_from(["auto", "all", 2]),
-        "compensation": st.sampled_from(["none", "none", "none", "mean", "merge", "mean+merge"]),
+        "compensation": st.sampled_from(["none", "none", "none", "mean", "merge", "mean+merge", "least-squares"]),
         "scope": st.sampled_from(["all", "all", "all", "all", "all", "inner"]),
         "channel_multiple": st.sampled_from([1, 1, 1, 1, 2, 4]),
         "keep_batchnorm": st.booleans(),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from textmodels import distance, feeds, interface, parse, run, silenced
 
 import onnxslim_merge
+from onnxslim_merge import sampling
 from onnxslim_merge.select import kept_count
 from onnxslim_merge.settings import Criterion
 from onnxslim_merge.verify import speed
@@ -26,6 +27,7 @@ HIDDEN = 8
 def _no_timing():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "measure", lambda *args, **options: [])
+        patch.setattr(sampling, "FITTED", (16, 16))
         yield
 
 
@@ -362,7 +364,7 @@ OPTIONS = st.fixed_dictionaries(
         "ratio": st.floats(0.1, 0.8),
         "criterion": st.sampled_from(get_args(Criterion)),
         "donors": st.sampled_from(["auto", "all", 2]),
-        "compensation": st.sampled_from(["none", "none", "mean", "merge", "mean+merge"]),
+        "compensation": st.sampled_from(["none", "none", "mean", "merge", "mean+merge", "least-squares"]),
         "scope": st.sampled_from(["all", "all", "inner"]),
         "channel_multiple": st.sampled_from([1, 1, 1, 4]),
         "keep_batchnorm": st.booleans(),

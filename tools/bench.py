@@ -10,11 +10,12 @@ import onnxruntime as ort
 
 from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.model_io import build, load
-from onnxslim_merge.pipeline import Run, Work, pick_samples
+from onnxslim_merge.pipeline import Run, Work
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.sampling import pick_samples
 from onnxslim_merge.settings import Settings
 from paper_tables import load_score
 

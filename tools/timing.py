@@ -34,10 +34,11 @@ import rivals
 import zoo
 from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.model_io import load
-from onnxslim_merge.pipeline import Run, Work, pick_samples
+from onnxslim_merge.pipeline import Run, Work
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.sampling import pick_samples
 from onnxslim_merge.settings import Criterion, Settings
 
 Facts = dict[str, Any]

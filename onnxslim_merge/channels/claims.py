@@ -96,6 +96,22 @@ class Carrier:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """How a weight slides over its input: the output is linear in it, and nothing else enters but the bias.
+
+    Taps lie on the spatial axes of the input, all but the first and the channels', in the weight's order; without any,
+    each output position reads the one input position of the same rank. begin: the padding before each axis, or "upper"
+    or "lower" where it is what keeps the size (the odd one comes behind, or before). transposed: the input slides.
+    """
+
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    begin: tuple[int, ...] | Literal["upper", "lower"] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Consumer:
     """`axis` of constant `weight` contracts the channels `labels` (n,) on `x_axis` of input `x_slot`, tensor `x`.
 
@@ -104,6 +120,7 @@ class Consumer:
     Outputs lie on `out_axis` of the weight; every other axis of it is a tap. The effective weight is `gain` times it.
     groups: inputs and outputs fall into as many equal parts, and each part of the outputs reads its part of the inputs.
     A constant m on one channel shows at an inner output as tap_gain x gain x (sum of its taps) x m, on average.
+    window: how outputs come from inputs, None where that is not said.
     """
 
     node: str
@@ -122,6 +139,7 @@ class Consumer:
     tap_gain: float = 1.0
     groups: int = 1
     fill: float | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)

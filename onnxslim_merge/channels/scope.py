@@ -19,6 +19,7 @@ from onnxslim_merge.channels.claims import (
     Flow,
     Producer,
     Refusal,
+    Window,
 )
 from onnxslim_merge.channels.labels import Arrays, Ids, along, blocks, lift, on_axis, rows, varying
 from onnxslim_merge.channels.walk import Element, Walk
@@ -266,6 +267,7 @@ class Scope:
         gain: float = 1.0,
         tap_gain: float = 1.0,
         groups: int = 1,
+        window: Window | None = None,
     ) -> None:
         """Input x = (slot, axis) is contracted with constant weight = (slot, axis, out_axis)."""
         ids, (slot, axis, out_axis) = self.axis_labels(*x), weight
@@ -273,7 +275,7 @@ class Scope:
         if ids is not None:
             self.walk.consumers.append(
                 Consumer(self.name, self.op, self.tensor(x[0]), x[0], x[1], self.tensor(slot), slot, axis, out_axis,
-                         ids, self.output(), bias, gain, tap_gain, groups)
+                         ids, self.output(), bias, gain, tap_gain, groups, window=window)
             )  # fmt: skip
 
     def contracts(self, x: tuple[int, int], y: tuple[int, int] | None = None, kind: Any = "sum") -> None:

@@ -4,6 +4,6 @@
 """
 
 from onnxslim_merge.compensation.donors import Donors, Search, find_donors
-from onnxslim_merge.compensation.solver import Solution, solve
+from onnxslim_merge.compensation.solver import Solution, Solver, solve
 
-__all__ = ["Donors", "Search", "Solution", "find_donors", "solve"]
+__all__ = ["Donors", "Search", "Solution", "Solver", "find_donors", "solve"]

@@ -104,7 +104,7 @@ class Solver:
         if self.statistics is not None and self.settings.carries_mean:
             mean = self.statistics.at(cell, columns).mean - (consumer.fill or 0.0)
             shift = mean[removed] - donors.share(cell.size) @ mean
-        if shift.any() and not _takes_mean(self.views, consumer):
+        if shift.any() and not takes_mean(self.views, consumer):
             self.solution.notes.append(f"{cell.name}: {consumer.node} has no bias that could take means")
         elif shift.any():
             summed = shift.reshape(-1, 1) * taken.sum(-1).reshape(shift.size, -1)
@@ -144,15 +144,20 @@ class Solver:
             return
         consumer = self.views.analysis.consumers[index]
         weight = np.array(self.views.analysis.constants[consumer.weight].values)
-        inputs_first = np.moveaxis(weight, (consumer.axis, consumer.out_axis), (0, 1))
         for place, rows in self._rows.pop(index):
-            group, i = np.divmod(place, inputs_first.shape[0])
-            of_group = np.arange(rows.shape[1]) + group[:, None] * rows.shape[1]
-            inputs_first[i[:, None], of_group] = rows.reshape(*rows.shape[:2], *inputs_first.shape[2:])
+            write_rows(weight, consumer, place, rows)
         self.solution.weights[index] = weight
 
 
-def _takes_mean(views: Views, consumer: Consumer) -> bool:
+def write_rows(weight: NDArray[Any], consumer: Consumer, place: NDArray[np.int64], rows: Floats) -> None:
+    """Put rows (k, outputs of a group, taps) of the inputs `place` (k,) into a consumer's weight, in its layout."""
+    inputs_first = np.moveaxis(weight, (consumer.axis, consumer.out_axis), (0, 1))
+    group, i = np.divmod(place, inputs_first.shape[0])
+    of_group = np.arange(rows.shape[1]) + group[:, None] * rows.shape[1]
+    inputs_first[i[:, None], of_group] = rows.reshape(*rows.shape[:2], *inputs_first.shape[2:])
+
+
+def takes_mean(views: Views, consumer: Consumer) -> bool:
     """Whether a mean can be added: not where no bias can enter, nor to integers with coarse steps or shared ones."""
     slot = consumer.bias
     if slot is None:

@@ -8,7 +8,11 @@ knows an operator, channels or plans.
 
 from onnxslim_merge.model_io.exporting import build, fill_shapes, full_check, runnable
 from onnxslim_merge.model_io.importing import to_graph
+from onnxslim_merge.model_io.precision import is_half_precision, to_float32
 from onnxslim_merge.model_io.reading import Source, load
 from onnxslim_merge.model_io.staging import Staging, staged_output
 
-__all__ = ["Source", "Staging", "build", "fill_shapes", "full_check", "load", "runnable", "staged_output", "to_graph"]
+__all__ = [
+    "Source", "Staging", "build", "fill_shapes", "full_check", "is_half_precision", "load", "runnable", "staged_output",
+    "to_float32", "to_graph",
+]  # fmt: skip

@@ -35,6 +35,15 @@ class Samples:
     count: int
     source: str
 
+    def in_float32(self) -> Samples:
+        """The same samples, fp16 and bf16 as fp32."""
+
+        def single(array: np.ndarray) -> np.ndarray:
+            half = array.dtype == np.float16 or str(array.dtype) == "bfloat16"
+            return array.astype(np.float32) if half else array
+
+        return Samples([{n: single(a) for n, a in f.items()} for f in self.feeds], self.count, self.source)
+
     def first(self, count: int, specs: Sequence[InputSpec]) -> Samples:
         """At least the first `count` samples, in whole batches (a fixed batch size cannot be cut)."""
         batching = Batching.of(specs)

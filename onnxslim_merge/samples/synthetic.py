@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxslim_merge.errors import InputError, UsageError
+from onnxslim_merge.samples.leaves import dead_leaves
 from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
 
 CHANNELS = (1, 3, 4)
@@ -21,6 +22,7 @@ def synthetic_samples(
     seed: int,
     int_ranges: Mapping[str, tuple[int, int]] | None = None,
     batch: int = 32,
+    leaves: bool = False,
 ) -> Samples:
     """At least `count` samples, the same for the same arguments, in batches of `batch` or of the model's fixed size.
 
@@ -30,7 +32,9 @@ def synthetic_samples(
 
     Rank 4 with 1, 3 or 4 channels on axis 1 or on the last, float, uint8 or int8, is taken for an image: smoothed noise
     at all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance
-    1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it). Other
+    1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it); with
+    `leaves`, opaque shapes that hide each other, which have edges as photographs have, of the same mean and variance.
+    Other
     floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes that
     do not fit.
     """
@@ -47,10 +51,10 @@ def synthetic_samples(
         for spec in specs:
             shape = _shape(spec, sizes, rows if spec.name in batching.names else None)
             images = images or _channel_axis(spec, shape) is not None
-            feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name))
+            feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), leaves)
         feeds.append(feed)
         total += batching.size_of(feed)
-    kind = "smoothed noise" if images else "random values"
+    kind = ("dead leaves" if leaves else "smoothed noise") if images else "random values"
     return Samples(feeds, total, f"synthetic ({kind}, seed {seed})")
 
 
@@ -75,11 +79,15 @@ def _channel_axis(spec: InputSpec, shape: tuple[int, ...]) -> int | None:
 
 
 def _draw(
-    rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], int_range: tuple[int, int] | None
+    rng: np.random.Generator,
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    int_range: tuple[int, int] | None,
+    leaves: bool,
 ) -> np.ndarray:
     axis = _channel_axis(spec, shape)
     if axis is not None and int_range is None:
-        image = _smoothed_noise(rng, shape, axis)
+        image = dead_leaves(rng, shape, axis, COLOUR_SHARE) if leaves else _smoothed_noise(rng, shape, axis)
         if spec.dtype in (np.uint8, np.int8):
             limits = np.iinfo(spec.dtype)
             image = np.clip(np.rint((128 if limits.min == 0 else 0) + 64 * image), limits.min, limits.max)

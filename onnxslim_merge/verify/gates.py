@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_merge.errors import InternalError, VerifyError
-from onnxslim_merge.model_io import Source, full_check, runnable
+from onnxslim_merge.model_io import Source, full_check, is_half_precision, runnable, to_float32
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.runtime import Runner
@@ -31,7 +31,7 @@ from onnxslim_merge.verify.quantised import (
     shaken_scales,
     within_a_step,
 )
-from onnxslim_merge.verify.twin import TOLERANCE, build_twin, is_half_precision, to_float32
+from onnxslim_merge.verify.twin import TOLERANCE, build_twin
 
 Outputs = list[dict[str, Any]]
 PREPARED_TOLERANCE = 1e-5  # folding constants re-orders nothing: only rounding inside fused kernels remains
@@ -85,7 +85,7 @@ class Judge:
         single, source, samples = shaken_scales(graph) if shake else graph, self.source, self.few
         if is_half_precision(self.graph):
             single, source = to_float32(graph, self.source)
-            samples = _in_float32(self.few)
+            samples = self.few.in_float32()
         with runnable(single, source) as model:
             return list(self.outputs(model, _shaken(samples) if shake else samples, label, not self.quantised))
 
@@ -202,12 +202,3 @@ def _shaken(samples: Samples) -> Samples:
         return np.asarray(factor * array, array.dtype)
 
     return Samples([{n: shaken(a) for n, a in f.items()} for f in samples.feeds], samples.count, samples.source)
-
-
-def _in_float32(samples: Samples) -> Samples:
-    def single(array: np.ndarray) -> np.ndarray:
-        half = array.dtype == np.float16 or str(array.dtype) == "bfloat16"
-        return array.astype(np.float32) if half else array
-
-    feeds: list[dict[str, np.ndarray]] = [{n: single(a) for n, a in f.items()} for f in samples.feeds]
-    return Samples(feeds, samples.count, samples.source)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from onnxslim_merge.channels.claims import Balance, Ragged
+from onnxslim_merge.channels.claims import Balance, Ragged, Window
 from onnxslim_merge.channels.derived import stored_name
 from onnxslim_merge.channels.labels import along
 from onnxslim_merge.channels.registry import rule
@@ -21,7 +23,7 @@ def conv(c: Scope) -> None:
         bias = c.bias(2, 1, vector=True)
         c.axes("n i *, o i *, o -> n o *")
         c.produces(1, 0, bias)
-        return c.consumes((0, 1), (1, 1, 0), bias)
+        return c.consumes((0, 1), (1, 1, 0), bias, window=_window(c))
     if c.shape(1)[1] == 1 and c.shape(0)[1] == group:
         c.carries(1, 0, c.bias(2, 1, vector=True))
         return _depthwise(c)
@@ -49,7 +51,7 @@ def _grouped(c: Scope, group: int) -> None:
     if inputs is not None:
         each = np.repeat(inputs.reshape(group, -1), c.shape(1)[0] // group, 0)
         c.walk.ragged[weight] = Ragged(weight, 1, 0, each)
-        c.consumes((0, 1), (1, 1, 0), bias_slot, groups=group)
+        c.consumes((0, 1), (1, 1, 0), bias_slot, groups=group, window=_window(c))
     return None
 
 
@@ -84,7 +86,21 @@ def conv_transpose(c: Scope) -> None:
         return _grouped_transpose(c, group)
     c.axes("n i *, i o *, o -> n o *")
     c.produces(1, 1, bias)
-    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c))
+    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c), window=_window(c, transposed=True))
+
+
+def _window(c: Scope, *, transposed: bool = False) -> Window:
+    """Kernel, strides and padding; where the output's size is given instead, ONNX spreads the padding evenly."""
+    kernel = tuple(c.shape(1)[2:])
+    ones = [1] * len(kernel)
+    strides, dilations = (tuple(int(n) for n in c.attr(name, ones)) for name in ("strides", "dilations"))
+    automatic = str(c.attr("auto_pad", "NOTSET"))
+    begin: Any = tuple(int(n) for n in c.attr("pads", [0] * 2 * len(kernel))[: len(kernel)])
+    if automatic.startswith("SAME") or (transposed and c.attr("output_shape")):
+        begin = "lower" if (automatic != "SAME_UPPER" and transposed) or automatic == "SAME_LOWER" else "upper"
+    elif automatic == "VALID":
+        begin = tuple(0 for _ in kernel)
+    return Window(kernel, strides, dilations, begin, transposed)
 
 
 def _share_of_taps(c: Scope) -> float:
@@ -108,4 +124,5 @@ def _grouped_transpose(c: Scope, group: int) -> None:
     c.space.unite(inputs, rows)
     c.walk.balances.append(Balance(c.name, c.op, inputs.reshape(group, -1)))
     bias = c.bias(2, 1, vector=True)
-    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c), groups=group)
+    window = _window(c, transposed=True)
+    return c.consumes((0, 1), (1, 0, 1), bias, tap_gain=_share_of_taps(c), groups=group, window=window)

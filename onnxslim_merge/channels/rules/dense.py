@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxslim_merge.channels.claims import Window
 from onnxslim_merge.channels.labels import along
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
@@ -23,7 +24,7 @@ def gemm(c: Scope) -> None:
     c.axes(f"{a}, {b}{addend} -> m n")
     out_axis = b.split().index("n")
     c.produces(1, out_axis, bias, alpha)
-    return c.consumes((0, a.split().index("k")), (1, 1 - out_axis, out_axis), bias, alpha)
+    return c.consumes((0, a.split().index("k")), (1, 1 - out_axis, out_axis), bias, alpha, window=Window())
 
 
 @rule("MatMul")
@@ -39,12 +40,12 @@ def matmul(c: Scope) -> None:
         c.axes("... k, * k n -> ... n")
         c.produces(1, depth - 1, bias)
         c.flow("same", [0])  # for channels on the leading axes; those on the last are made anew
-        return c.consumes((0, rank - 1), (1, depth - 2, depth - 1), bias)
+        return c.consumes((0, rank - 1), (1, depth - 2, depth - 1), bias, window=Window())
     if c.is_constant(0) and len(c.shape(0)) == 2 and len(c.shape(1)) == 2 and not c.is_constant(1):
         bias = c.bias(None, 0)
         c.axes("m k, k n -> m n")
         c.produces(0, 0, bias)
-        return c.consumes((1, 0), (0, 1, 0), bias)
+        return c.consumes((1, 0), (0, 1, 0), bias, window=Window())
     if rank < 2 or min(len(c.shape(0)), depth) < 2:
         return c.freeze_all("a product with a vector")
     return _batched(c)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from onnxslim_merge.channels.claims import Window
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
 
@@ -38,7 +39,9 @@ def einsum(c: Scope) -> None:
     axis, out_axis = terms[weight].index(inner), terms[weight].index(outer)
     c.flow("same", [x])  # for channels on the other axes; those of the matrix are made anew
     c.produces(weight, out_axis, bias)
-    c.consumes((x, terms[x].index(inner)), (weight, axis, out_axis), bias)
+    rest = [[letter for letter in term if letter not in (inner, outer)] for term in (terms[x], out)]
+    window = Window() if rest[0] == rest[1] else None
+    c.consumes((x, terms[x].index(inner)), (weight, axis, out_axis), bias, window=window)
 
 
 def _place(c: Scope, terms: Terms, live: list[int], letter: str) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxslim_merge.channels.claims import Degree
+from onnxslim_merge.channels.claims import Degree, Window
 from onnxslim_merge.channels.registry import rule
 from onnxslim_merge.channels.scope import Scope
 
@@ -35,7 +35,7 @@ def fused_matmul(c: Scope) -> None:
     c.axes(f"... k, {'n k' if out_axis == 0 else 'k n'} -> ... n")
     c.produces(1, out_axis, bias, alpha)
     c.flow("same", [0])  # for channels on the leading axes; those on the last are made anew
-    return c.consumes((0, rank - 1), (1, 1 - out_axis, out_axis), bias, alpha)
+    return c.consumes((0, rank - 1), (1, 1 - out_axis, out_axis), bias, alpha, window=Window())
 
 
 @rule("FusedConv", "FusedGemm", domain=MICROSOFT)

@@ -1,0 +1,72 @@
+"""Least squares from an analysed graph and samples: sets the statistics' network up, and runs `Stepwise` through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxslim_merge.compensation.solver import Solution, Solver
+from onnxslim_merge.compensation.stepwise import Stepwise
+from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
+from onnxslim_merge.samples import Samples
+from onnxslim_merge.samples.specs import Batching, input_specs
+from onnxslim_merge.select import Amount
+from onnxslim_merge.statistics.batchnorm import Correction, corrections
+from onnxslim_merge.statistics.readings import HELD_OUT
+from onnxslim_merge.statistics.tracks import Tracks
+from onnxslim_merge.views import Floats
+
+BATCHES = 2 * HELD_OUT  # at least as many, so that a quarter can be held out
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What came out: indices that stay and scores (n,) by cell, new weights, and notes."""
+
+    kept: dict[str, NDArray[np.int64]]
+    scores: dict[str, Floats]
+    solution: Solution
+    notes: list[str]
+
+
+def least_squares(
+    graph: gs.Graph,
+    source: Source,
+    samples: Samples,
+    amounts: Mapping[str, Amount],
+    solver: Solver,
+    kept: Mapping[str, NDArray[np.int64]] | None,
+    *,
+    synthetic: bool,
+) -> Refit | None:
+    """Choose (unless `kept` is given) and refit; None if there are too few samples to hold any out.
+
+    synthetic: the samples are not of the data, so that BatchNormalization, where there is any, has to say what is.
+    """
+    batching, views = Batching.of(input_specs(source.proto)), solver.views
+    size = max(min(64, samples.count // BATCHES), 1)
+    feeds = [piece for feed in samples.in_float32().feeds for piece in batching.cut(feed, size)]
+    if len(feeds) < HELD_OUT:
+        return None
+    if is_half_precision(graph):
+        graph, source = to_float32(graph, source)
+    with runnable(graph, source) as made:
+        model = onnx.load(made) if isinstance(made, Path) else made
+    found: dict[str, Correction] = {}
+    if synthetic:
+        with Tracks(model, feeds, custom_ops=solver.settings.custom_ops) as tracks:
+            found = corrections(views.analysis, tracks)
+    views.rescaled = {name: correction.amplifies for name, correction in found.items()}
+    step = Stepwise(views, model, feeds, amounts, solver, kept)
+    with step.tracks:
+        for name, correction in found.items():
+            step.tracks.correct(name, correction.inputs)
+        solution = step.run()
+    views.rescaled = {}
+    return Refit(step.kept, step.scores, solution, step.notes)

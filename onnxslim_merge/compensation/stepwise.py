@@ -1,0 +1,312 @@
+"""Least squares layer by layer: every consumer in turn is refitted to give, from what is left, what it gave before.
+
+Features come from the network as slimmed and compensated so far, targets from the original, so that each layer also
+mends what earlier ones broke. Layers that lose no channels but read what has changed are refitted too. With the
+criterion `greedy` channels are chosen on the way, on the same statistics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError
+
+from onnxslim_merge.channels.cells import Cell
+from onnxslim_merge.channels.claims import Consumer, Contraction
+from onnxslim_merge.channels.derived import Derived
+from onnxslim_merge.compensation.ridge import Fit, fit
+from onnxslim_merge.compensation.solver import Solution, Solver, takes_mean, write_rows
+from onnxslim_merge.criteria import choose
+from onnxslim_merge.criteria.surgeon import Term, surgeon
+from onnxslim_merge.select import Amount, keep_mask
+from onnxslim_merge.statistics.readings import Reading
+from onnxslim_merge.statistics.tracks import Tracks
+from onnxslim_merge.values import cell_values
+from onnxslim_merge.views import Columns, Floats, Views
+
+RIDGE = 1e-3  # of the mean variance of features, when channels are chosen; a tenth or ten times as much is as good
+SILENT = 1e-6  # a scale of BatchNormalization below which an output cannot make up for anything
+
+Ids = NDArray[np.int64]
+
+
+class Stepwise:
+    """One run through the network; `kept`, `scores` and `solver.solution` grow on the way."""
+
+    def __init__(
+        self,
+        views: Views,
+        model: onnx.ModelProto,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        amounts: Mapping[str, Amount],
+        solver: Solver,
+        kept: Mapping[str, Ids] | None = None,
+        *,
+        mend: bool = True,
+        residual: bool = True,
+    ) -> None:
+        """Nothing has run yet.
+
+        model: of the analysed graph, in float32. amounts: how many channels stay, by cell. kept: which, if that has
+        been decided. solver: how consumers are compensated where nothing can be fitted. mend: refit layers that lose
+        nothing. residual: let the last layer that feeds a sum make up for the other branch, too.
+        """
+        self.views, self.solver, self.amounts = views, solver, amounts
+        self.kept: dict[str, Ids] = dict(kept or {})
+        self.scores: dict[str, Floats] = {}
+        self.fits: dict[int, list[Fit]] = {}
+        self.notes: list[str] = []
+        self._done: set[int] = set()
+        sizes = {name: amount.keep for name, amount in amounts.items()} if kept is None else _sizes(kept)
+        self.cells = [cell for cell in views.analysis.cells if sizes.get(cell.name, cell.size) < cell.size]
+        self._columns = {cell.name: views.columns(cell) for cell in self.cells}
+        solver.open = Counter(c.consumer for found in self._columns.values() for c in found)
+        self._cells_of: dict[int, list[tuple[Cell, Columns]]] = {}
+        for cell in self.cells:
+            for columns in self._columns[cell.name]:
+                self._cells_of.setdefault(columns.consumer, []).append((cell, columns))
+        self._open_tracks(model, feeds, mend=mend, residual=residual)
+
+    def _open_tracks(
+        self, model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], *, mend: bool, residual: bool
+    ) -> None:
+        """Find out who will be looked at, before anything runs."""
+        analysis, roots = self.views.analysis, self.views.analysis.roots
+        mine = np.zeros(roots.size, bool)
+        mine[[label for cell in self.cells for label in cell.labels.tolist()]] = True
+        self._contractions = [c for c in analysis.contractions if mine[roots[c.labels]].any()]
+        changing = {analysis.consumers[i].node for i in self._cells_of} | {c.node for c in self._contractions}
+        custom_ops = self.solver.settings.custom_ops
+        self.tracks = Tracks(model, feeds, changing=changing, custom_ops=custom_ops)
+        solvable = {i for i, consumer in enumerate(analysis.consumers) if _hindrance(self.views, consumer) is None}
+        behind = {i for i in solvable if self.tracks.is_dirty(analysis.consumers[i].x)} if mend else set()
+        for index in sorted(behind - self._cells_of.keys()):
+            self._cells_of[index] = []
+        self._solvable = solvable & self._cells_of.keys()
+        found = {i: self.views.added_to(analysis.consumers[i]) for i in self._solvable if residual}
+        self._besides = {i: tensor for i, tensor in found.items() if tensor is not None}
+        self.tracks.expect(self._taps(self._solvable))
+
+    def _taps(self, indices: Collection[int]) -> set[str]:
+        """The tensors that these consumers will be asked for."""
+        found = {tensor for i in indices for tensor in self._ends(i)}
+        return found | {self._besides[i] for i in indices if i in self._besides}
+
+    def _ends(self, index: int) -> tuple[str, str]:
+        consumer = self.views.analysis.consumers[index]
+        return consumer.x, consumer.output
+
+    # -- order --------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Solution:
+        """Choose what has not been chosen, and compensate everything."""
+        waiting = self._events()
+        before = {event: self.tracks.before(self._of(event).x) for event in waiting}
+        while waiting:
+            places = {self.tracks.place(self._of(event).node) for event in waiting}
+            wave = [event for event in waiting if not before[event] & places]
+            self._wave([event for event in wave if event >= 0], [self._of(event) for event in wave if event < 0])
+            for event in (event for event in wave if event < 0):
+                self._mask(self._of(event))
+            waiting = [event for event in waiting if event not in wave]
+        self._note_who_was_not_refitted()
+        return self.solver.solution
+
+    def _events(self) -> list[int]:
+        """Consumers by their index, and contractions without weights, ~index."""
+        return [*sorted(self._cells_of), *(~i for i in range(len(self._contractions)))]
+
+    def _of(self, event: int) -> Consumer | Contraction:
+        return self.views.analysis.consumers[event] if event >= 0 else self._contractions[~event]
+
+    def _wave(self, wave: Sequence[int], contractions: Sequence[Consumer | Contraction]) -> None:
+        """Consumers none of which depends on another that is not done; no cell goes by without having been chosen."""
+        roots = self.views.analysis.roots
+        met = [roots[c.labels] for c in [*map(self._of, wave), *contractions]]
+        here = np.concatenate([labels.ravel() for labels in met])
+        new = {c.name for c in self.cells if c.name not in self.kept and np.isin(c.labels, here).any()}
+        readers = sorted({columns.consumer for name in new for columns in self._columns[name]})
+        ahead = self._gathered([i for i in readers if i in self._solvable and i not in wave], ahead=True)
+        found = self._gathered([i for i in wave if i in self._solvable], ahead=False)
+        for cell in (cell for cell in self.cells if cell.name in new):
+            self._choose(cell, ahead, found)
+        for index in wave:
+            self._compensate(index, found.get(index))
+
+    # -- statistics ---------------------------------------------------------------------------------------------------
+
+    def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Reading]:
+        """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
+        stays = keep_mask(self.views.analysis, self.kept)
+        readings = {i: Reading.start(self.views, i, stays[self.views.analysis.consumers[i].labels]) for i in indices}
+        if not readings:
+            return {}
+        consumers = [reading.consumer for reading in readings.values()]
+        sums = {} if ahead else {i: self._besides[i] for i in indices if self._is_settled(i)}
+        sides, inputs, outputs = [*sums.values()], [c.x for c in consumers], [c.output for c in consumers]
+        batches, seed = len(self.tracks.feeds), self.solver.settings.seed
+
+        def visit(batch: int, original: Mapping[str, NDArray[Any]], slim: Mapping[str, NDArray[Any]]) -> None:
+            for index, reading in readings.items():
+                y = (slim if ahead else original)[reading.consumer.output]
+                if index in sums:
+                    y = y + self._shortfall(reading.consumer, original[sums[index]], slim[sums[index]])
+                reading.add(batch, batches, slim[reading.consumer.x], y, seed)
+
+        if ahead:
+            self.tracks.peek([*inputs, *outputs], visit)
+        else:
+            self.tracks.taps = self._taps(self._solvable - self._done - readings.keys())
+            self.tracks.advance([*outputs, *sides], [*inputs, *sides], visit)
+        return readings
+
+    def _is_settled(self, index: int) -> bool:
+        """Whether the other branch of the sum that a consumer ends in is done, so that it can make up for that."""
+        side = self._besides.get(index)
+        if side is None:
+            return False
+        waiting = {self.tracks.place(self._of(event).node) for event in self._events() if event not in self._done}
+        return not self.tracks.before(side) & waiting
+
+    def _shortfall(self, consumer: Consumer, original: NDArray[Any], slim: NDArray[Any]) -> NDArray[Any]:
+        """What the other branch of a sum lacks, as the consumer's output sees it, before any BatchNormalization."""
+        slot, size = consumer.bias, self.views.width(consumer)
+        scale = np.broadcast_to(self.views.output_scale(consumer, signed=True), size)
+        safe = np.where(np.abs(scale) < SILENT, np.inf, scale)
+        line = safe.reshape([-1 if slot is not None and a == slot.axis else 1 for a in range(original.ndim)])
+        return np.asarray((original - slim) / line, original.dtype)
+
+    # -- choice -------------------------------------------------------------------------------------------------------
+
+    def _choose(self, cell: Cell, ahead: Mapping[int, Reading], found: Mapping[int, Reading]) -> None:
+        """By what removal costs at all consumers that can be refitted; without any, by their weights."""
+        keep, terms = self.amounts[cell.name].keep, list[Term]()
+        try:
+            for columns in self._columns[cell.name]:
+                for readings in (ahead, found):
+                    if columns.consumer in readings:
+                        terms += self._terms(readings[columns.consumer], columns, fitted=readings is found)
+            if terms:
+                self.kept[cell.name], self.scores[cell.name] = surgeon(terms, cell.size, keep, cell.rows)
+                return
+            why = "no consumer can be refitted"
+        except LinAlgError:
+            why = "its channels do not vary on these samples"
+        self.notes.append(f"{cell.name}: chosen by the weights of its consumers, as {why}")
+        settings = self.solver.settings
+        choice = choose(self.views, cell, keep, None, replace(settings, criterion="consumer"), self.solver.device)
+        self.kept[cell.name], self.scores[cell.name] = choice.kept, choice.scores
+
+    def _terms(self, reading: Reading, columns: Columns, *, fitted: bool) -> Iterator[Term]:
+        """The cost at one consumer, in units of the spread of its targets, group by group."""
+        weights, importance = self.views.outputs(reading.consumer), self._importance(reading.consumer)
+        moments = [(a + b).covariances for a, b in zip(reading.train, reading.held, strict=True)]
+        energy = float(sum(part @ found[2] for part, found in zip(importance, moments, strict=True))) or 1.0
+        for group, (channels, (covariance, cross, _)) in enumerate(zip(reading.channels, moments, strict=True)):
+            blocks = reading.blocks(columns.positions, group)
+            if (blocks < 0).all():
+                continue
+            start = _features(weights, channels)
+            lost = cross - covariance @ start if fitted else None
+            covariance[np.diag_indices_from(covariance)] += RIDGE * float(np.trace(covariance)) / len(covariance)
+            yield Term(covariance, start, lost, np.sqrt(importance[group] / energy), blocks)
+
+    def _importance(self, consumer: Consumer) -> Floats:
+        """Of the squared error of each output, by group (g, outputs): what BatchNormalization makes of it."""
+        scale = np.broadcast_to(self.views.output_scale(consumer), self.views.width(consumer))
+        return np.asarray(scale**2).reshape(consumer.groups, -1)
+
+    # -- compensation -------------------------------------------------------------------------------------------------
+
+    def _compensate(self, index: int, reading: Reading | None) -> None:
+        """Merging first, which serves where nothing can be fitted, and as an anchor elsewhere."""
+        consumer, solution = self.views.analysis.consumers[index], self.solver.solution
+        self._done.add(index)
+        for cell, columns in self._cells_of[index]:
+            values = cell_values(self.views, cell) if self.solver.settings.merges else {}
+            self.solver.absorb(cell, columns, self.kept[cell.name], values)
+        if reading is not None:
+            self._fit(reading)
+        constant = self.views.analysis.constants[consumer.weight]
+        if isinstance(constant, Derived) or consumer.fill is not None or constant.values.dtype.kind not in "fV":
+            self._mask(consumer)
+            return
+        weight = np.array(solution.weights.get(index, constant.values))
+        stays = keep_mask(self.views.analysis, self.kept)[consumer.labels]
+        write_rows(weight, consumer, np.flatnonzero(~stays), 0 * self.views.outputs(consumer)[~stays])
+        kind, added = np.float64 if weight.dtype == np.float64 else np.float32, None
+        if consumer.bias is not None and (gain := solution.biases.get(index)) is not None:
+            slot = consumer.bias
+            added = gain.reshape([-1 if a == slot.axis else 1 for a in range(slot.rank)]).astype(kind)
+        self.tracks.put(consumer.node, consumer.slot, weight.astype(kind), added)
+
+    def _fit(self, reading: Reading) -> None:
+        """New weights and a new bias for one consumer, group by group."""
+        consumer, solution, index = reading.consumer, self.solver.solution, reading.index
+        stays = keep_mask(self.views.analysis, self.kept)[consumer.labels]
+        starts = {"plain": self.views.outputs(consumer)}
+        if index in solution.weights:
+            starts["merged"] = consumer.gain * self.views.rows_of(consumer, solution.weights[index])
+        importance, rows, intercepts = self._importance(consumer), starts["plain"].copy(), []
+        self.fits[index] = []
+        for group, channels in enumerate(reading.channels):
+            left = stays[channels]
+            features, mine = np.flatnonzero(np.tile(left, reading.taps)), channels[left]
+            train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
+            found = fit(train, held, {n: _features(w, mine) for n, w in starts.items()}, importance[group])
+            self.fits[index].append(found)
+            rows[mine] = found.weights.reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
+            intercepts.append(found.intercept)
+        weight = np.array(self.views.analysis.constants[consumer.weight].values)
+        write_rows(weight, consumer, np.flatnonzero(stays), rows[stays] / consumer.gain)
+        slot, gain = consumer.bias, np.concatenate(intercepts)
+        if slot is not None and slot.node == consumer.node:
+            gain = gain - self.views.bias(slot, gain.size)
+        solution.weights[index], solution.biases[index] = weight, gain
+
+    def _mask(self, reader: Consumer | Contraction) -> None:
+        """Zeros for the channels that left, where nothing is refitted."""
+        stays = keep_mask(self.views.analysis, self.kept)[reader.labels]
+        rank = self.views.analysis.labels[reader.x][0].ndim
+        line = stays.reshape([-1 if a == reader.x_axis else 1 for a in range(rank)])
+        kind = np.dtype(self.views.node(reader.node).inputs[reader.x_slot].dtype)
+        fill = (reader.fill or 0) if isinstance(reader, Consumer) else 0
+        single = kind if kind.kind in "iu" or kind == np.float64 else np.dtype(np.float32)  # as the whole network is
+        self.tracks.mask(reader.node, reader.x_slot, line, np.asarray(fill, single))
+
+    def _note_who_was_not_refitted(self) -> None:
+        for index in sorted(self._cells_of.keys() - self._solvable):
+            consumer = self.views.analysis.consumers[index]
+            why = _hindrance(self.views, consumer)
+            self.notes += [f"{cell.name}: {consumer.node} is not refitted ({why})" for cell, _ in self._cells_of[index]]
+
+
+def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:
+    return {name: len(indices) for name, indices in kept.items()}
+
+
+def _features(weights: Floats, channels: Ids) -> Floats:
+    """Of weights (inputs, outputs, taps) the rows of some inputs, tap by tap: (taps * channels, outputs)."""
+    return weights[channels].transpose(2, 0, 1).reshape(-1, weights.shape[1])
+
+
+def _hindrance(views: Views, consumer: Consumer) -> str | None:
+    """Why weights cannot be fitted: that takes a known window, a bias for what is left, weights that are numbers."""
+    analysis, slot = views.analysis, consumer.bias
+    if consumer.window is None or consumer.gain == 0:
+        return "how its outputs come from its inputs is not known"
+    if isinstance(analysis.constants[consumer.weight], Derived) or consumer.fill is not None:
+        return "its weights are quantised"
+    if slot is None or not takes_mean(views, consumer):
+        return "no bias can be added to it"
+    name = analysis.inputs.get((slot.node, slot.slot)) if slot.slot is not None else None
+    shape = analysis.constants[name].shape if name else ()
+    if slot.node == consumer.node and sum(size != 1 for size in shape) > 1:
+        return "its bias differs by position"
+    return None

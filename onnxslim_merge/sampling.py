@@ -1,0 +1,34 @@
+"""Which samples a run looks at: the calibration data, or synthetic ones at the sizes of the probe."""
+
+from __future__ import annotations
+
+from onnxslim_merge.model_io import Source
+from onnxslim_merge.probe import Probe
+from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
+from onnxslim_merge.settings import Settings
+
+MEASURED, MEASURED_ELEMENTS = (8, 32), 1 << 20  # least and most, and numbers in all: means settle early
+FITTED, FITTED_ELEMENTS = (32, 512), 1 << 24  # least squares have as many unknowns as layers have weights
+CHECKED = 8  # samples in a batch: the exact checks take one
+
+
+def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
+    """For checks, fidelity and means: the calibration data, or smoothed noise where inputs look like images."""
+    specs = input_specs(source.proto)
+    if settings.calibration_data is not None:
+        return load_samples(settings.calibration_data, specs)
+    count = _count(probe, MEASURED, MEASURED_ELEMENTS)
+    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED)
+
+
+def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> Samples:
+    """For least squares: the calibration data `given`, or dead leaves where inputs look like images."""
+    if settings.calibration_data is not None:
+        return given
+    count = _count(probe, FITTED, FITTED_ELEMENTS)
+    specs = input_specs(source.proto)
+    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True)
+
+
+def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:
+    return min(max(elements // max(probe.elements, 1), bounds[0]), bounds[1])

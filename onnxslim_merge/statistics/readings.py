@@ -1,0 +1,79 @@
+"""What one consumer reads and should give: second moments of its features and targets, group by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_merge.channels.claims import Consumer
+from onnxslim_merge.statistics.gram import Gram
+from onnxslim_merge.statistics.windows import input_rows, output_rows
+from onnxslim_merge.views import Views
+
+HELD_OUT = 4  # every fourth batch chooses the ridge, and then joins the others
+PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
+ROWS = 8  # ... but as many rows for each feature in any case
+SINGLE = 1536  # features from which on products within a batch are float32; their sums never are
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Reading:
+    """The features of one consumer that are there: of each group, positions on the input's axis of channels.
+
+    Features lie tap by tap, channels within. train, held: their sums with the targets, one for each group.
+    """
+
+    index: int
+    consumer: Consumer
+    channels: list[Ids]
+    taps: int
+    train: list[Gram] = field(default_factory=list)
+    held: list[Gram] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, views: Views, index: int, stays: NDArray[np.bool_]) -> Reading:
+        """No rows yet. stays: of the input's channels, (n,)."""
+        consumer = views.analysis.consumers[index]
+        parts = stays.reshape(consumer.groups, -1)
+        channels = [np.flatnonzero(part) + group * parts.shape[1] for group, part in enumerate(parts)]
+        taps = int(np.prod(consumer.window.kernel)) if consumer.window is not None else 1
+        reading = cls(index, consumer, channels, taps)
+        width = views.width(consumer) // consumer.groups
+        for sums in (reading.train, reading.held):
+            sums += [Gram.zeros(taps * part.size, width) for part in channels]
+        return reading
+
+    @property
+    def features(self) -> int:
+        """Of the widest group."""
+        return max((part.size for part in self.channels), default=0) * self.taps
+
+    def add(self, batch: int, batches: int, x: NDArray[Any], y: NDArray[Any], seed: int) -> None:
+        """The rows of one batch; some of them, drawn at random, where there are more than needed."""
+        axis = self.consumer.bias.axis if self.consumer.bias is not None else 1
+        shape = tuple(n for a, n in enumerate(y.shape) if a != axis)
+        total, features = int(np.prod(shape)), max(self.features, 1)
+        wanted = int(max(PRODUCTS / features**2, ROWS * features)) // batches + 1
+        where = None
+        if wanted < total:
+            rng = np.random.default_rng((seed, self.index, batch))
+            where = np.sort(rng.choice(total, wanted, replace=False))
+        sums = self.held if batch % HELD_OUT == HELD_OUT - 1 else self.train
+        targets, kind = output_rows(y, axis, where), np.float32 if features > SINGLE else np.float64
+        for group, (gram, channels) in enumerate(zip(sums, self.channels, strict=True)):
+            rows, width = input_rows(self.consumer, x, shape, where, channels), gram.y.size
+            gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
+
+    def blocks(self, positions: Ids, group: int) -> Ids:
+        """The features of each channel of a cell at `positions` (n, m), (n, m * taps), -1 for what a group lacks."""
+        channels = self.channels[group]
+        place = np.full(self.consumer.labels.size, -1)
+        place[channels] = np.arange(channels.size)
+        where = np.where(positions >= 0, place[positions.clip(min=0)], -1)[:, :, None]
+        found = where + np.arange(self.taps) * channels.size
+        return np.where(where >= 0, found, -1).reshape(len(positions), -1)

@@ -86,8 +86,8 @@ class SettingsOptions:
         Parameter(
             group=_METHOD,
             help="Which channels stay. consumer came out best on real models (docs/criteria.md); l2-gm where all is"
-            " fully connected; reprune where filters repeat each other, with --geometry cosine at any scale; greedy, with"
-            " least-squares, where accuracy counts more than minutes."
+            " fully connected; reprune where filters repeat each other, with --geometry cosine at any scale;"
+            " greedy, with least-squares, where accuracy counts more than minutes."
             f" (default {_DEFAULT.criterion})",
         ),
     ] = None
@@ -111,8 +111,8 @@ class SettingsOptions:
         Compensation | None,
         Parameter(
             group=_METHOD,
-            help="What the next layers get for those that go; least-squares: they are refitted on samples, which is best"
-            " and takes longest; auto: merge by all donors, and the mean if"
+            help="What the next layers get for those that go; least-squares: refitted on samples, the best and"
+            " the slowest; auto: merge by all donors, and the mean if"
             f" BatchNormalization or data tells it. (default {_DEFAULT.compensation})",
         ),
     ] = None

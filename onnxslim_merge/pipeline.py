@@ -158,6 +158,7 @@ class Work:
     def plan(self, *, check: bool = True) -> SlimPlan:
         """Select and compensate; cells that turn out not to be exact are kept whole (unless `check` is off)."""
         run, settings, views = self.run, self.run.settings, Views(self.analysis)
+        self.refitter = None  # of other settings
         with run.stage("select"):
             found = amounts(self.analysis, settings)
             statistics = self._statistics(views, found)

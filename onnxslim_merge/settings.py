@@ -225,7 +225,7 @@ class Settings:
             idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
         elif self.criterion == "reprune":
             idle["with --criterion reprune"] = ["kernel_cut"]
-        if self.calibration_data is not None:
+        if self.calibration_data is not None and not self.refits and self.criterion != "greedy":  # these draw rows
             idle["with --calibration-data"] = ["seed"]
         if not measures:
             idle["in a dry run"] = ["providers", "score_output"]

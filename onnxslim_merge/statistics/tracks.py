@@ -71,10 +71,6 @@ class Store:
         """The tensors of a network that are held."""
         return [name for network, name in self._arrays if network == slim]
 
-    def __contains__(self, key: tuple[bool, str]) -> bool:
-        """Whether (network, tensor) is held."""
-        return key in self._arrays
-
 
 class Tracks:
     """The model twice, on the same batches; the second one differs from the nodes `changing` on.

@@ -264,6 +264,15 @@ def test_pieces_give_what_the_whole_gives(limit):
         np.testing.assert_allclose(ahead[batch], seen[(1, "y"), batch], rtol=1e-5, atol=1e-6)
 
 
+def test_the_second_network_takes_from_the_first_what_is_made_at_the_same_time():
+    model, feeds, seen = parse(BRANCHES), [{"x": np.ones((1, 3, 8, 8), np.float32)}], {}
+    tracks = Tracks(model, feeds, taps=["y"], changing=["b"])
+    tracks.taps = set()
+    tracks.advance(["y"], ["y"], lambda batch, original, slim: seen.update(original=original["y"], slim=slim["y"]))
+    np.testing.assert_allclose(seen["original"], run(model, feeds[0])[0], rtol=1e-6)  # pieces fuse other nodes
+    np.testing.assert_allclose(seen["slim"], seen["original"], rtol=1e-6)
+
+
 def test_each_node_runs_once_in_each_network(monkeypatch):
     import onnxslim_merge.statistics.tracks as module
 

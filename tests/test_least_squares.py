@@ -8,7 +8,9 @@ import pytest
 from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
+from onnxslim_merge.compensation import least_squares
 from onnxslim_merge.verify import speed
+from onnxslim_merge.views import Views
 
 FIT = {"compensation": "least-squares", "criterion": "greedy"}
 
@@ -203,3 +205,40 @@ def test_batchnorm_says_what_the_data_are(tmp_path):
         (y,), (found,) = run(model, real), run(small, real)
         errors[options["compensation"]] = float(np.square(y - found).mean() / y.var())
     assert errors["least-squares"] < 0.8 * min(errors["merge"], errors["none"])
+
+
+def test_without_its_statistics_batchnorm_serves_less_well(tmp_path, monkeypatch):
+    """The same file, with what `corrections` finds thrown away."""
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5, 6, 6] y)
+<float[16,3,1,1] w, float[16] pos1, float[16] be, float[16] m, float[16] va, float[5,16,3,3] v>
+{ h = Conv (x, w) n = BatchNormalization (h, pos1, be, m, va) r = Relu (n) y = Conv (r, v) }"""
+    model, rng = parse(text), np.random.default_rng(0)
+    real = {"x": (20 + rng.normal(size=(64, 3, 8, 8))).astype(np.float32)}
+    (h,) = run(tapped(model, "h"), real)[1:]
+    model = replace_weights(model, {"m": h.mean((0, 2, 3)), "va": h.var((0, 2, 3))})
+
+    def error():
+        small = onnxslim_merge.slim(model, ratio=0.5, **FIT).model
+        return float(np.square(run(model, real)[0] - run(small, real)[0]).mean())
+
+    with_statistics = error()
+    monkeypatch.setattr(least_squares, "corrections", lambda analysis, tracks: {})
+    assert with_statistics < 0.8 * error()
+
+
+def test_the_last_layer_before_a_sum_makes_up_for_the_other_branch(tmp_path, monkeypatch):
+    """On the samples that it is fitted to, its own target alone leaves more of the sum."""
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y)
+<float[10,4,3,3] a, float[6,10,1,1] b, float[10,4,3,3] c, float[6,10,1,1] d, float[4,6,1,1] u>
+{ e = Conv <pads = [1, 1, 1, 1]> (x, a) f = Relu (e) g = Conv (f, b)
+  k = Conv (g, u) h = Conv <pads = [1, 1, 1, 1]> (k, c) i = Relu (h) j = Conv (i, d) y = Add (g, j) }"""
+    model = parse(text)
+    data, fed = calibration(tmp_path, model, 128)
+
+    def error():
+        small = onnxslim_merge.slim(model, ratio=0.5, scope="inner", calibration_data=data, **FIT).model
+        return float(np.square(run(model, fed)[0] - run(small, fed)[0]).mean())
+
+    both = error()
+    monkeypatch.setattr(Views, "added_to", lambda views, consumer: None)
+    assert both < 0.99 * error()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-MEASURED = 9 * 6 + 2 * 2  # variants and compensations at one ratio, and the donors by cosine of `reprune`
+CRITERIA = ("l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel")
+MEASURED = [(v, c) for v in CRITERIA for c in ("none", "mean", "merge", "mean+merge")]  # of a ratio that is complete
 WITHOUT_BATCHNORM = ("lenet", "resnet20 folded inner", "resnet20 folded all")
 HEAD = """# Criteria and compensations, measured
 
@@ -95,10 +95,8 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
 
 def _complete(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The ratios at which all was measured, ascending."""
-    if not found:
-        return []
-    counts = Counter(key.split(" | ")[2] for key in found)
-    return sorted(ratio for ratio, count in counts.items() if count == MEASURED)
+    ratios = sorted({key.split(" | ")[2] for key in found})
+    return [ratio for ratio in ratios if all(f"{v} | {c} | {ratio}" in found for v, c in MEASURED)]
 
 
 def _mean(found: Mapping[str, Mapping[str, float]], variant: str, compensation: str, ratios: list[str]) -> float:

@@ -156,8 +156,10 @@ def loss(second, weights, kept):
     return float(np.trace((weights - new).T @ second @ (weights - new)))
 
 
+@pytest.mark.parametrize("delayed", [1, 2, 64])
 @pytest.mark.parametrize("seed", range(5))
-def test_prices_are_the_rise_of_the_error_at_every_step(seed):
+def test_prices_are_the_rise_of_the_error_at_every_step(seed, delayed, monkeypatch):
+    monkeypatch.setattr("onnxslim_merge.criteria.surgeon.DELAYED", delayed)
     second, weights, blocks = problem(seed)
     term, gone, before = Term(second, weights, None, np.ones(3), blocks), [], 0.0
     for _ in range(4):

@@ -20,7 +20,7 @@ from onnxslim_merge.api import slim
 from onnxslim_merge.errors import OutputError, SlimError, UsageError
 from onnxslim_merge.provenance import version
 from onnxslim_merge.report import Report, progress, render
-from onnxslim_merge.settings import Compensation, Criterion, Geometry, Inexact, KernelCut, Scope, Settings
+from onnxslim_merge.settings import Augment, Compensation, Criterion, Geometry, Inexact, KernelCut, Scope, Settings
 
 NAME = "onnxslim-merge"
 INTERNAL, INTERRUPTED = 8, 130  # the other exit codes stand at the classes in errors.py
@@ -155,6 +155,14 @@ class SettingsOptions:
         Path | None,
         Parameter(
             group=_MODEL, help="Real inputs: .npz keyed by input name, .npy, or a folder. (default synthetic ones)"
+        ),
+    ] = None
+    augment: Annotated[
+        Augment | None,
+        Parameter(
+            group=_MODEL,
+            help="mirror: least squares also see calibration images mirrored; none: not, where left and right matter."
+            f" (default {_DEFAULT.augment})",
         ),
     ] = None
     providers: Annotated[

@@ -35,6 +35,11 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             "the means of removed channels are lost, as no BatchNormalization tells them: give --calibration-data, or"
             " export the model with BatchNormalization kept"
         )
+    elif automatic and not settings.refits:
+        notes.append(
+            "--compensation least-squares would refit the layers with what BatchNormalization knows of the data, and"
+            " lose less, in more time; --calibration-data, better still"
+        )
     inexact = sum(mask.kind != "sum" for mask in plan.masks)
     if inexact:
         notes.append(
@@ -50,10 +55,13 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
 
 
 def on_samples(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
-    """Of calibration data: it is fitted to and judged on, which flatters a small set."""
+    """Of calibration data: it is fitted to and judged on, which flatters a small set, and least squares any."""
     fitted = settings.calibration_data is not None and (settings.carries_mean or settings.criterion == "impact")
-    if not removes(plan) or not fitted or samples.count >= FEW_SAMPLES:
+    if not removes(plan) or not fitted:
         return []
+    if samples.count >= FEW_SAMPLES:
+        seen = "fidelity is that on the samples that layers were fitted to: on others it is lower, measure your metric"
+        return [seen] if settings.refits else []
     return [f"only {samples.count} calibration samples, both fitted to and judged on: fidelity looks better than it is"]
 
 

@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 
 from onnxslim_merge.errors import InputError, UsageError
 
-Criterion = Literal["l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel", "greedy"]
+Criterion = Literal["auto", "l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel", "greedy"]
 Geometry = Literal["euclidean", "cosine"]
 KernelCut = Literal["channel", "layer"]
 Compensation = Literal["auto", "none", "mean", "merge", "mean+merge", "least-squares"]
 Scope = Literal["inner", "all"]
+Augment = Literal["mirror", "none"]
 Inexact = Literal["layernorm"]
 
 CHOICES = {
     "criterion": Criterion, "geometry": Geometry, "kernel_cut": KernelCut, "compensation": Compensation, "scope": Scope,
+    "augment": Augment,
 }  # fmt: skip
 DONORS = ("auto", "representative", "all")
 DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
@@ -27,7 +29,7 @@ DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
 RECORDED = (
     "criterion", "geometry", "kernel_cut", "compensation", "ratio", "ratio_for", "scope", "min_channels",
     "channel_multiple", "exclude", "threshold", "lam", "donors", "allow_inexact", "input_shapes", "keep_batchnorm",
-    "seed",
+    "augment", "seed",
 )  # fmt: skip
 
 
@@ -55,8 +57,9 @@ class RatioRule:
 class Settings:
     """What the user asked for. Raises UsageError on construction if a value is out of range.
 
-    compensation: "auto" = "mean+merge" for files that keep BatchNormalization or come with calibration data, else
-        "merge": means of synthetic inputs alone do more harm than good. "auto" merges by all donors.
+    criterion: "auto" = "greedy" where consumers are refitted by least squares, else "consumer".
+    compensation: "auto" = "least-squares" with calibration data; without, merging by all donors: "mean+merge" for files
+        that keep BatchNormalization, else "merge", as means of synthetic inputs alone do more harm than good.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
     threshold: least cosine for a donor; None = 0.45 where every producer is fully connected, 0.1 where one is a Conv.
         Of several donors, the least correlation of the fit; None = 0.
@@ -71,10 +74,11 @@ class Settings:
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
     device: where the distances of `reprune` and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or
         "torch" (on the CPU).
+    augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     """
 
-    criterion: Criterion = "consumer"
+    criterion: Criterion = "auto"
     geometry: Geometry = "euclidean"
     kernel_cut: KernelCut = "channel"
     compensation: Compensation = "auto"
@@ -90,6 +94,7 @@ class Settings:
     allow_inexact: tuple[Inexact, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keep_batchnorm: bool = False
+    augment: Augment = "mirror"
     seed: int = 0
     device: str = "cpu"
     calibration_data: Path | None = None
@@ -152,7 +157,8 @@ class Settings:
     @property
     def refits(self) -> bool:
         """Whether consumers are refitted by least squares, layer by layer."""
-        return self.compensation == "least-squares"
+        by_itself = self.compensation == "auto" and self.calibration_data is not None
+        return self.compensation == "least-squares" or by_itself
 
     @property
     def uses_clusters(self) -> bool:
@@ -173,11 +179,17 @@ class Settings:
 
     def resolved(self, *, has_batchnorm: bool) -> Settings:
         """These settings with "auto" decided for one model."""
-        donors = "all" if self.donors == "auto" else self.donors
-        if self.compensation != "auto":
-            return replace(self, donors=donors) if self.refits else self
-        known = has_batchnorm or self.calibration_data is not None
-        return replace(self, compensation="mean+merge" if known else "merge", donors=donors)
+        compensation = self.compensation
+        if compensation == "auto" and self.calibration_data is not None:
+            compensation = "least-squares"
+        elif compensation == "auto":
+            compensation = "mean+merge" if has_batchnorm else "merge"
+        fits = compensation == "least-squares"
+        donors = "all" if self.donors == "auto" and (self.compensation == "auto" or fits) else self.donors
+        criterion = self.criterion
+        if criterion == "auto":
+            criterion = "greedy" if fits else "consumer"
+        return replace(self, criterion=criterion, compensation=compensation, donors=donors)
 
     def record(self) -> dict[str, Any]:
         """What decides the plan, as JSON values: no paths."""
@@ -227,6 +239,10 @@ class Settings:
             idle["with --criterion reprune"] = ["kernel_cut"]
         if self.calibration_data is not None and not self.refits and self.criterion != "greedy":  # these draw rows
             idle["with --calibration-data"] = ["seed"]
+        if not self.refits:
+            idle.setdefault("without least squares", []).append("augment")
+        elif self.calibration_data is None:
+            idle["without --calibration-data"] = ["augment"]
         if not measures:
             idle["in a dry run"] = ["providers", "score_output"]
         if not writes:

@@ -243,7 +243,12 @@ def test_usage_error(cli: Cli, arguments: list[str]):
         (["out.onnx", "--compensation", "mean", "--lam", "0.85"], ["--lam", "--compensation mean"]),
         (["--providers", "cpu", "--score-output", "y"], ["--providers", "--score-output", "dry run"]),
         (["--external-data"], ["--external-data"]),
-        (["out.onnx", "--calibration-data", "data.npz", "--seed", "1"], ["--seed", "--calibration-data"]),
+        (
+            ["out.onnx", "--calibration-data", "data.npz", "--compensation", "mean", "--seed", "1"],
+            ["--seed", "--calibration-data"],
+        ),
+        (["out.onnx", "--compensation", "least-squares", "--augment", "none"], ["--augment", "--calibration-data"]),
+        (["out.onnx", "--compensation", "merge", "--augment", "none"], ["--augment", "least squares"]),
     ],
     ids=" ".join,
 )

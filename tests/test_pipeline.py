@@ -150,8 +150,8 @@ def test_dynamic_axes_stay_dynamic():
     assert dims == ["N", 4, "H", "W"]
 
 
-def test_auto_shifts_means_only_where_something_tells_them(tmp_path):
-    """The default is `mean+merge` behind BatchNormalization or with data, else `merge`, by all donors."""
+def test_auto_refits_with_data_and_shifts_means_only_where_something_tells_them(tmp_path):
+    """The default is least squares with data, `mean+merge` behind BatchNormalization, else `merge`, by all donors."""
     plain = parse(CHAIN)
     normalised = parse("""g (float[N, 4] x) => (float[N, 3] y)
     <float[4,16] w, float[16] pos, float[16] be, float[16] me, float[16] var, float[16,3] v>
@@ -159,11 +159,13 @@ def test_auto_shifts_means_only_where_something_tells_them(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 4), np.float32))
     for model, data, expected in (
         (plain, None, "merge"),
-        (plain, tmp_path / "x.npy", "mean+merge"),
+        (plain, tmp_path / "x.npy", "least-squares"),
         (normalised, None, "mean+merge"),
     ):
         asked = onnxslim_merge.slim(model, calibration_data=data)
         named = onnxslim_merge.slim(model, calibration_data=data, compensation=expected, donors="all")
-        assert (asked.plan.settings["compensation"], asked.plan.settings["donors"]) == (expected, "all")
+        criterion = "greedy" if expected == "least-squares" else "consumer"
+        found = tuple(asked.plan.settings[name] for name in ("criterion", "compensation", "donors"))
+        assert found == (criterion, expected, "all")
         assert asked.model.graph.initializer == named.model.graph.initializer
         assert any("means of removed channels are lost" in n for n in asked.report.notes) == (expected == "merge")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxslim_merge.compensation.solver import Solution, Solver
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
-from onnxslim_merge.samples import Samples
+from onnxslim_merge.samples import Samples, with_mirror_images
 from onnxslim_merge.samples.specs import Batching, input_specs
 from onnxslim_merge.select import Amount
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
@@ -49,11 +49,13 @@ def least_squares(
 
     synthetic: the samples are not of the data, so that BatchNormalization, where there is any, has to say what is.
     """
-    batching, views = Batching.of(input_specs(source.proto)), solver.views
+    specs, views = input_specs(source.proto), solver.views
     size = max(min(64, samples.count // BATCHES), 1)
-    feeds = [piece for feed in samples.in_float32().feeds for piece in batching.cut(feed, size)]
+    feeds = [piece for feed in samples.in_float32().feeds for piece in Batching.of(specs).cut(feed, size)]
     if len(feeds) < HELD_OUT:
         return None
+    if solver.settings.augment == "mirror" and not synthetic:
+        feeds = with_mirror_images(feeds, specs, HELD_OUT)
     if is_half_precision(graph):
         graph, source = to_float32(graph, source)
     with runnable(graph, source) as made:

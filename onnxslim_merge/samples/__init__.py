@@ -5,7 +5,8 @@ says where they came from.
 """
 
 from onnxslim_merge.samples.files import load_samples
+from onnxslim_merge.samples.mirrored import with_mirror_images
 from onnxslim_merge.samples.specs import InputSpec, Samples, input_specs, is_float
 from onnxslim_merge.samples.synthetic import synthetic_samples
 
-__all__ = ["InputSpec", "Samples", "input_specs", "is_float", "load_samples", "synthetic_samples"]
+__all__ = ["InputSpec", "Samples", "input_specs", "is_float", "load_samples", "synthetic_samples", "with_mirror_images"]

@@ -50,7 +50,7 @@ def synthetic_samples(
         feed = {}
         for spec in specs:
             shape = _shape(spec, sizes, rows if spec.name in batching.names else None)
-            images = images or _channel_axis(spec, shape) is not None
+            images = images or image_axis(spec, shape) is not None
             feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), leaves)
         feeds.append(feed)
         total += batching.size_of(feed)
@@ -72,7 +72,8 @@ def _shape(spec: InputSpec, sizes: Mapping[str, tuple[int, ...]], rows: int | No
     return size
 
 
-def _channel_axis(spec: InputSpec, shape: tuple[int, ...]) -> int | None:
+def image_axis(spec: InputSpec, shape: tuple[int, ...]) -> int | None:
+    """The axis of channels of an input that looks like an image, as `synthetic_samples` has it; else None."""
     if len(shape) != 4 or not (is_float(spec.dtype) or spec.dtype in (np.uint8, np.int8)):
         return None
     return next((axis for axis in (1, 3) if shape[axis] in CHANNELS), None)
@@ -85,7 +86,7 @@ def _draw(
     int_range: tuple[int, int] | None,
     leaves: bool,
 ) -> np.ndarray:
-    axis = _channel_axis(spec, shape)
+    axis = image_axis(spec, shape)
     if axis is not None and int_range is None:
         image = dead_leaves(rng, shape, axis, COLOUR_SHARE) if leaves else _smoothed_noise(rng, shape, axis)
         if spec.dtype in (np.uint8, np.int8):

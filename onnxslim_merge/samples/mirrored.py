@@ -1,0 +1,38 @@
+"""More samples out of few: images and their mirror images, which look as likely as they themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_merge.samples.specs import InputSpec
+from onnxslim_merge.samples.synthetic import image_axis
+
+Feed = dict[str, NDArray[Any]]
+
+
+def with_mirror_images(feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int) -> list[Feed]:
+    """Every batch and, where an input looks like an image, the same one with left and right exchanged.
+
+    The mirror images of batch i stand at a place with the same remainder by `cycle`, so that who holds out every
+    `cycle`-th batch never fits a mirror image of what it holds out; those of an incomplete last cycle are left out.
+    """
+    axes = {spec.name: axis for spec in specs if (axis := image_axis(spec, feeds[0][spec.name].shape)) is not None}
+    if not axes:
+        return list(feeds)
+    found: list[Feed] = []
+    for start in range(0, len(feeds), cycle):
+        part = feeds[start : start + cycle]
+        found += part
+        if len(part) == cycle:
+            found += [_mirrored(feed, axes) for feed in part]
+    return found
+
+
+def _mirrored(feed: Mapping[str, NDArray[Any]], axes: Mapping[str, int]) -> Feed:
+    """axes: of the channels, by input; the width is the last axis of the others."""
+    turned = {name: np.flip(feed[name], 2 if axis == 3 else 3) for name, axis in axes.items()}
+    return {name: np.ascontiguousarray(turned.get(name, array)) for name, array in feed.items()}

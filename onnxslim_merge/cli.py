@@ -18,6 +18,7 @@ from rich.console import Console
 
 from onnxslim_merge.api import slim
 from onnxslim_merge.errors import OutputError, SlimError, UsageError
+from onnxslim_merge.image_options import ImageOptions
 from onnxslim_merge.provenance import version
 from onnxslim_merge.report import Report, progress, render
 from onnxslim_merge.settings import Compensation, Criterion, Geometry, Inexact, KernelCut, Scope, Settings
@@ -25,12 +26,12 @@ from onnxslim_merge.settings import Compensation, Criterion, Geometry, Inexact, 
 NAME = "onnxslim-merge"
 INTERNAL, INTERRUPTED = 8, 130  # the other exit codes stand at the classes in errors.py
 
-_DEFAULT = Settings()
+_DEFAULT, _NO_IMAGES = Settings(), ImageOptions()
 _AMOUNT = Group("How much", sort_key=1)
 _METHOD = Group("How", sort_key=2)
 _MODEL = Group("The model and its inputs", sort_key=3)
-_PLAN = Group("Plan and report", sort_key=4)
-_RUN = Group("Messages", sort_key=5)
+_PLAN = Group("Plan and report", sort_key=5)  # 4: image_options.py
+_RUN = Group("Messages", sort_key=6)
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
@@ -154,7 +155,8 @@ class SettingsOptions:
     calibration_data: Annotated[
         Path | None,
         Parameter(
-            group=_MODEL, help="Real inputs: .npz keyed by input name, .npy, or a folder. (default synthetic ones)"
+            group=_MODEL,
+            help="Real inputs: .npz keyed by input name, .npy, an image, or a folder of them. (default synthetic ones)",
         ),
     ] = None
     providers: Annotated[
@@ -221,6 +223,7 @@ def slim_command(
     /,
     *,
     settings: Annotated[SettingsOptions, Parameter(name="*")] = SettingsOptions(),
+    images: Annotated[ImageOptions, Parameter(name="*")] = _NO_IMAGES,
     run: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
 ) -> int:
     """Slim IN, verify the result, write it to OUT and print the report."""
@@ -234,6 +237,7 @@ def slim_command(
             dry_run=run.dry_run or output is None,
             progress=show,
             **settings.given(),
+            **images.given(),
         )
     _print(result.report, verbose=run.verbose)
     return 0

@@ -68,7 +68,7 @@ class Preprocessing:
             fits = np.isfinite(found) if floats else found == exact
         if not fits.all():
             channel, pixel = (int(n) for n in np.argwhere(~fits)[0])
-            hint = "--mean 128 gives pixel - 128" if dtype == np.int8 else "change --mean, --std and --scale"
+            hint = "--mean 128 gives pixel - 128" if dtype == np.int8 else "leave --mean, --std and --scale out"
             raise UsageError(
                 f"{self.formula(floats=floats)} is {exact[channel, pixel]:g} for a pixel of {pixel}, which the model's"
                 f" {dtype.name} cannot hold: {hint}"

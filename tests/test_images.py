@@ -185,7 +185,7 @@ NO_FIT = {
     "two means": (spec(*FIRST), {"mean": (0.5, 0.5)}, UsageError, "--mean 0.5,0.5: give one number, or 3"),
     "two stds": (spec(*FIRST), {"std": (0.5, 0.25)}, UsageError, "--std 0.5,0.25: give one number, or 3"),
     "means of 0..255": (spec(*FIRST), {"mean": 123.7}, UsageError, "add --scale 1 if they are for 0..255"),
-    "floats": (spec(*FIRST, dtype="uint8"), {"scale": "1/255"}, UsageError, "uint8 cannot hold: change --mean"),
+    "floats": (spec(*FIRST, dtype="uint8"), {"scale": "1/255"}, UsageError, "uint8 cannot hold: leave --mean"),
     "signed": (spec(*FIRST, dtype="int8"), {}, UsageError, "128, which the model's int8 cannot hold: --mean 128"),
     "negative": (spec(*FIRST, dtype="uint8"), {"mean": 1}, UsageError, "is -1 for a pixel of 0"),
     "overflow": (spec(*FIRST, dtype="float16"), {"scale": 1000}, UsageError, "float16 cannot hold"),

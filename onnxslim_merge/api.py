@@ -15,10 +15,11 @@ from onnxslim_merge.model_io import build, load
 from onnxslim_merge.pipeline import Progress, SlimResult, run_slim
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.prepare import prepare
+from onnxslim_merge.preprocessing import parse_numbers
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.provenance import metadata
 from onnxslim_merge.rewrite import rewrite
-from onnxslim_merge.samples import input_specs
+from onnxslim_merge.samples import find_files, input_specs
 from onnxslim_merge.settings import RECORDED, RatioRule, Settings, option_name, parse_input_shapes
 
 Model = str | Path | onnx.ModelProto
@@ -41,15 +42,17 @@ def slim(
     save_plan, report: where to write the plan (with its .npz) and the report as JSON. All files appear, or none.
     dry_run: plan and report only; no model. progress: called with the name of each stage.
     options: the fields of `Settings`; `ratio_for` also takes texts "REGEX=R", `input_shapes` texts "NAME:1,3,224,224",
-        paths may be texts. Warns (UserWarning) of options that have no effect.
+        `mean`, `std` and `scale` texts "0.5,1/255", paths may be texts. Warns (UserWarning) of options that have no
+        effect.
     Without `output`, `result.model` holds the slimmed ModelProto; with it, the file appears only when verified.
     Raises SlimError: see `onnxslim_merge.errors` for its kinds.
     """
     if plan is not None:
         _refuse_beside_plan(options)
     settings = make_settings(**options)
-    writes = output is not None and not dry_run
-    for text in settings.without_effect(options, measures=not dry_run, writes=writes):
+    writes, data = output is not None and not dry_run, settings.calibration_data
+    images = data is not None and find_files(data).images
+    for text in settings.without_effect(options, measures=not dry_run, writes=writes, images=images):
         warnings.warn(text, stacklevel=2)
     target, save_plan, report = (None if path is None else Path(path) for path in (output, save_plan, report))
     return run_slim(
@@ -88,6 +91,10 @@ def make_settings(**options: Any) -> Settings:
     libraries = options.get("custom_ops") or ()
     libraries = [libraries] if isinstance(libraries, str | Path) else libraries
     options["custom_ops"] = tuple(Path(library).absolute() for library in libraries)  # else searched in system folders
+    for name in ("mean", "std"):
+        options[name] = parse_numbers(name, () if options.get(name) is None else options[name])
+    if options.get("scale") is not None:
+        (options["scale"],) = parse_numbers("scale", options["scale"], one=True)
     if options.get("calibration_data") is not None:
         options["calibration_data"] = Path(options["calibration_data"])
     return Settings(**options)

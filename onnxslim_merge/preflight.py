@@ -16,7 +16,7 @@ from onnxslim_merge.numerics import Device
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.report.model import Report
 from onnxslim_merge.runtime import load_onnxruntime, one_line, resolve_providers
-from onnxslim_merge.samples import input_specs
+from onnxslim_merge.samples import find_files, input_specs, load_pillow
 from onnxslim_merge.settings import Settings
 
 Named = tuple[str, Path]  # a file, and what a message calls it
@@ -66,6 +66,8 @@ def check_options(settings: Settings, source: Source, *, measures: bool) -> None
     """Raise what a later stage would, so that it is no surprise then: a SlimError. measures: not in a dry run."""
     input_specs(source.proto)
     Device(settings.device)
+    if settings.calibration_data is not None and find_files(settings.calibration_data).images:
+        load_pillow()
     outputs = [output.name for output in source.proto.graph.output]
     name = settings.score_output
     if measures and name is not None and name not in outputs:
@@ -82,15 +84,17 @@ def inputs_of(source: Source, settings: Settings, plan: Path | None) -> list[Nam
     found += [("the input model's data", file) for file in source.external_files()]
     if plan is not None:
         found += [("--plan", plan), ("the arrays of --plan", SlimPlan.arrays_path(plan))]
-    data = settings.calibration_data
-    if data is not None:
-        found += [("--calibration-data", file) for file in (sorted(data.iterdir()) if data.is_dir() else [data])]
+    if settings.calibration_data is not None:
+        found += [("--calibration-data", file) for file in find_files(settings.calibration_data).files]
     return [*found, *(("--custom-ops", library) for library in settings.custom_ops)]
 
 
 def _same(one: Path, other: Path) -> bool:
     """Whether both name one file, through links too; neither has to exist."""
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and os.path.samefile(one, other))
+    there = one.exists()  # first, as it is fast: folders of images are long
+    if there != other.exists():
+        return False
+    return os.path.samefile(one, other) if there else one.resolve() == other.resolve()
 
 
 def _require_writable(what: str, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxslim_merge.model_io import Source
 from onnxslim_merge.probe import Probe
-from onnxslim_merge.samples import Samples, input_specs, load_samples, synthetic_samples
+from onnxslim_merge.samples import Samples, find_files, input_specs, load_images, load_samples, synthetic_samples
 from onnxslim_merge.settings import Settings
 
 MEASURED, MEASURED_ELEMENTS = (8, 32), 1 << 20  # least and most, and numbers in all: means settle early
@@ -16,7 +16,10 @@ def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
     """For checks, fidelity and means: the calibration data, or smoothed noise where inputs look like images."""
     specs = input_specs(source.proto)
     if settings.calibration_data is not None:
-        return load_samples(settings.calibration_data, specs)
+        found = find_files(settings.calibration_data)
+        if found.images:
+            return load_images(found, specs, sizes=probe.inputs, how=settings.preprocessing)
+        return load_samples(found.path, specs)
     count = _count(probe, MEASURED, MEASURED_ELEMENTS)
     return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED)
 

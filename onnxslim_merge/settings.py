@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxslim_merge.errors import InputError, UsageError
+from onnxslim_merge.preprocessing import NAMES, ChannelOrder, Layout, Preprocessing
 
 Criterion = Literal["auto", "l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel", "greedy"]
 Geometry = Literal["euclidean", "cosine"]
@@ -21,6 +22,7 @@ Inexact = Literal["layernorm"]
 CHOICES = {
     "criterion": Criterion, "geometry": Geometry, "kernel_cut": KernelCut, "compensation": Compensation, "scope": Scope,
     "augment": Augment,
+    "layout": Layout, "channel_order": ChannelOrder,
 }  # fmt: skip
 DONORS = ("auto", "representative", "all")
 DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
@@ -76,6 +78,7 @@ class Settings:
         "torch" (on the CPU).
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
+    mean, std, scale, layout, channel_order: of images as calibration data; see `Preprocessing`.
     """
 
     criterion: Criterion = "auto"
@@ -98,6 +101,11 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     calibration_data: Path | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scale: float | None = None
+    layout: Layout = "auto"
+    channel_order: ChannelOrder = "rgb"
     providers: tuple[str, ...] = ()
     score_output: str | None = None
     external_data: bool = False
@@ -121,6 +129,7 @@ class Settings:
             _regex("--ratio-for", rule.pattern)
         for pattern in self.exclude:
             _regex("--exclude", pattern)
+        _ = self.preprocessing
         for name, shape in self.input_shapes.items():
             if any(not isinstance(size, int) or size < 1 for size in shape):
                 raise UsageError(f"--input-shapes {name}: sizes must be at least 1, not {list(shape)}")
@@ -148,6 +157,11 @@ class Settings:
             raise UsageError(f"--lam {self.lam}: must lie between 0 and 1")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: must be at least 0")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to the pixels of images."""
+        return Preprocessing(**{name: getattr(self, name) for name in NAMES})
 
     @property
     def merges(self) -> bool:
@@ -219,10 +233,11 @@ class Settings:
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"the plan's settings do not fit this version ({error})") from error
 
-    def without_effect(self, given: Collection[str], *, measures: bool, writes: bool) -> list[str]:
+    def without_effect(self, given: Collection[str], *, measures: bool, writes: bool, images: bool) -> list[str]:
         """One text for each of the options `given` that changes nothing beside the others.
 
-        measures, writes: whether the slimmed model is run, and whether it becomes a file.
+        measures, writes: whether the slimmed model is run, and whether it becomes a file. images: whether the
+        calibration data are images.
         """
         idle: dict[str, list[str]] = {}
         if not self.merges:
@@ -243,6 +258,8 @@ class Settings:
             idle.setdefault("without least squares", []).append("augment")
         elif self.calibration_data is None:
             idle["without --calibration-data"] = ["augment"]
+        if not images:
+            idle["where no images are given as --calibration-data"] = list(NAMES)
         if not measures:
             idle["in a dry run"] = ["providers", "score_output"]
         if not writes:

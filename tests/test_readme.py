@@ -13,7 +13,8 @@ import pytest
 from cli_tools import ROOT, Cli, cli
 
 from onnxslim_merge import errors
-from onnxslim_merge.cli import INTERNAL, INTERRUPTED, RunOptions, SettingsOptions
+from onnxslim_merge.cli import INTERNAL, INTERRUPTED
+from onnxslim_merge.options import ImageOptions, RunOptions, SettingsOptions
 
 __all__ = ["cli"]  # a fixture
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,7 +96,9 @@ def test_python_example_runs(clone: Cli, capsys: pytest.CaptureFixture[str]):
 
 
 def test_tables_are_complete():
-    options = {"--" + f.name.replace("_", "-") for group in (SettingsOptions, RunOptions) for f in fields(group)}
+    options = {
+        "--" + f.name.replace("_", "-") for group in (SettingsOptions, ImageOptions, RunOptions) for f in fields(group)
+    }
     rows = [row.split("|")[1] for row in README.replace(r"\|", "/").splitlines() if row.startswith("| `--")]
     assert {word for row in rows for word in re.findall(r"--[a-z-]+", row)} == options | {"--version", "--help"}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SlimError)]

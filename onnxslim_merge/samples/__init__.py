@@ -1,12 +1,25 @@
-"""Calibration inputs: what the model's inputs look like, samples read from files, and synthetic samples.
+"""Calibration inputs: what the model's inputs look like, samples read from arrays or images, and synthetic ones.
 
 Everything ends in one `Samples`: batches of feeds ready for the runtime, the true number of samples, and a line that
 says where they came from.
 """
 
 from onnxslim_merge.samples.files import load_samples
+from onnxslim_merge.samples.folders import find_files
+from onnxslim_merge.samples.images import load_images, load_pillow
 from onnxslim_merge.samples.mirrored import with_mirror_images
 from onnxslim_merge.samples.specs import InputSpec, Samples, input_specs, is_float
 from onnxslim_merge.samples.synthetic import synthetic_samples
 
-__all__ = ["InputSpec", "Samples", "input_specs", "is_float", "load_samples", "synthetic_samples", "with_mirror_images"]
+__all__ = [
+    "InputSpec",
+    "Samples",
+    "find_files",
+    "input_specs",
+    "is_float",
+    "load_images",
+    "load_pillow",
+    "load_samples",
+    "synthetic_samples",
+    "with_mirror_images",
+]

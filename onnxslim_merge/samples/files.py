@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxslim_merge.errors import InputError
+from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
 
 Feed = dict[str, np.ndarray]
@@ -22,7 +23,7 @@ def load_samples(path: Path, specs: Sequence[InputSpec], *, batch: int = 64) -> 
     Float kinds are converted among each other, integers where no value changes. Raises InputError, naming the file
     and what the model expects, for anything else that does not fit, NaN, infinity and empty files.
     """
-    files = _files(path)
+    files = find_files(path).files
     batching = Batching.of(specs)
     feeds = [_checked(file, _read(file, specs), specs, batching) for file in files]
     total = sum(batching.size_of(feed) for feed in feeds)
@@ -38,19 +39,6 @@ def load_samples(path: Path, specs: Sequence[InputSpec], *, batch: int = 64) -> 
     if count < total:
         source += f" (the last {total - count} of {total} samples do not fill a batch of {batching.fixed}: dropped)"
     return Samples(pieces, count, source)
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"{path}: no such calibration file or folder")
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy") and not p.name.startswith("."))
-        if not files:
-            raise InputError(f"{path}: the folder holds no .npz or .npy file")
-    elif path.suffix not in (".npz", ".npy"):
-        raise InputError(f"{path}: calibration data must be .npz, .npy, or a folder of them")
-    return files
 
 
 def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:

@@ -16,6 +16,7 @@ cannot be told of layers. Both results are ONNX files, counted and scored as our
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from onnxslim_merge.settings import Settings
 BATCH = 64
 TRIES, NEAR, EXACT = 12, 0.01, 1e-2  # of the search, and how far a converted network's outputs may be off
 MOST = 0.98  # the highest ratio tried
+_ALIVE: list[Any] = []  # what torch forgets otherwise
 Slim = Callable[[Job, float], onnx.ModelProto]
 
 
@@ -72,14 +74,15 @@ def onnxsim_wanda(job: Job, ratio: float) -> onnx.ModelProto:
 # -- Torch-Pruning -----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def load_torch() -> Any:
     """The modules torch, torch_pruning and onnx2torch, where torchvision was built for another torch, too."""
     import torch
 
-    if not hasattr(load_torch, "library"):
-        load_torch.library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
-        for name in ("nms", "qnms"):  # of a CUDA build, which does not load without them; never called
-            load_torch.library.define(f"{name}(Tensor dets, Tensor scores, float t) -> Tensor")  # type: ignore[attr-defined]
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):  # of a CUDA build, which does not load without them; never called
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _ALIVE.append(library)
     import onnx2torch
     import torch_pruning
 
@@ -95,17 +98,16 @@ def converted(job: Job) -> Any:
     module = onnx2torch.convert(tidied(model)).eval()
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    ((name, inputs),) = batches(job)[0].items()
-    del name
+    (inputs,) = batches(job)[0].values()
     with torch.no_grad():
         found = module(torch.from_numpy(inputs)).numpy()
-    (expected,) = rivals_outputs(job.path.read_bytes(), inputs)
+    (expected,) = outputs_of(job.path.read_bytes(), inputs)
     if not np.allclose(found, expected, atol=EXACT * float(np.abs(expected).max())):
         raise ValueError(f"onnx2torch: the module's outputs differ by {np.abs(found - expected).max():.2g}")
     return module
 
 
-def rivals_outputs(model: bytes, inputs: np.ndarray) -> list[np.ndarray]:
+def outputs_of(model: bytes, inputs: np.ndarray) -> list[np.ndarray]:
     """What ONNX Runtime gives."""
     import onnxruntime
 

@@ -327,10 +327,10 @@ def run(
             print(f"{name} | {at}")
             continue
         job = Job.of(place, name, column, threads)
+        place.model(job.name)  # made before time counts, as is what follows
         if mode == SEEING:
             job.calibration()
         command = [__file__, "one", shared, place.cache, name, method, mode, column]
-        job.path  # noqa: B018 - made before time counts
         journals[name].keep(at, apart(command, threads, limit) | {"version": now, "threads": threads})
 
 

@@ -22,6 +22,30 @@ from paper_tables import load_score
 BATCH = 64
 
 
+def analysed(path: Path, settings: Settings) -> Work:
+    """A run of `settings` on the file, up to where channels are chosen."""
+    run, source = Run(settings, lambda stage: None), load(path)
+    graph = prepare(source)
+    probes = probe_shapes(graph, source, {})
+    samples = pick_samples(source, settings, probes[0])
+    return Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
+
+
+def outputs(model: bytes, inputs: np.ndarray, threads: int) -> Iterator[list[np.ndarray]]:
+    """The outputs, batch by batch."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    for i in range(0, len(inputs), BATCH):
+        yield session.run(None, {name: inputs[i : i + BATCH]})
+
+
+def classes(model: bytes, inputs: np.ndarray, threads: int) -> np.ndarray:
+    """The class of every input, (n,)."""
+    return np.concatenate([found[0].reshape(len(found[0]), -1).argmax(1) for found in outputs(model, inputs, threads)])
+
+
 class Bench:
     """One model, slimmed without verification, which the tests and every real run do.
 
@@ -35,24 +59,15 @@ class Bench:
         self.path = shared / "models" / f"{model}.onnx"
         self.inputs: np.ndarray = self.score.prepare(task, self.score.images(task, "calib", images)[0])
         self.reference = self.classes(self.path.read_bytes(), self.inputs)
-        run, source = Run(Settings(), lambda stage: None), load(self.path)
-        graph = prepare(source)
-        probes = probe_shapes(graph, source, {})
-        samples = pick_samples(source, run.settings, probes[0])
-        self.work = Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
+        self.work = analysed(self.path, Settings())
 
     def outputs(self, model: bytes, inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
         """The outputs, batch by batch."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        for i in range(0, len(inputs), BATCH):
-            yield session.run(None, {name: inputs[i : i + BATCH]})
+        return outputs(model, inputs, self.threads)
 
     def classes(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
         """The class of every input, (n,)."""
-        return np.concatenate([found[0].argmax(1) for found in self.outputs(model, inputs)])
+        return classes(model, inputs, self.threads)
 
     def plan(self, settings: Settings) -> SlimPlan:
         """The plan for these settings."""

@@ -154,6 +154,14 @@ class SettingsOptions:
             f" (default {_DEFAULT.augment})",
         ),
     ] = None
+    memory_limit: Annotated[
+        str | None,
+        Parameter(
+            group=_MODEL,
+            help="As 500MB or 2GiB: of what least squares hold at once; the rest waits in a temporary folder."
+            f" (default {_DEFAULT.memory_limit})",
+        ),
+    ] = None
     providers: Annotated[
         tuple[str, ...],
         Parameter(group=_MODEL, help="Where speed is measured, as in cpu,cuda. (default cuda if it runs)"),

@@ -25,6 +25,9 @@ CHOICES = {
     "layout": Layout, "channel_order": ChannelOrder,
 }  # fmt: skip
 DONORS = ("auto", "representative", "all")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmg]?i?b|)", re.IGNORECASE)
+UNITS = {"": 1, "b": 1} | {f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmg", 1) for i in ("", "i")}
+LEAST_MEMORY = 1 << 26
 DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
 
 # The settings that decide the plan; the others only say where things are and what is measured.
@@ -77,6 +80,8 @@ class Settings:
     device: where the distances of `reprune` and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or
         "torch" (on the CPU).
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
+    memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
+        more goes to a temporary folder; layers too wide for their sums are fitted channel by channel.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     mean, std, scale, layout, channel_order: of images as calibration data; see `Preprocessing`.
     """
@@ -98,6 +103,7 @@ class Settings:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keep_batchnorm: bool = False
     augment: Augment = "mirror"
+    memory_limit: int | str = "2GiB"
     seed: int = 0
     device: str = "cpu"
     calibration_data: Path | None = None
@@ -155,6 +161,7 @@ class Settings:
             raise UsageError(f"--threshold {self.threshold}: a cosine lies between -1 and 1")
         if not 0 <= self.lam <= 1:
             raise UsageError(f"--lam {self.lam}: must lie between 0 and 1")
+        parse_size(self.memory_limit)
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: must be at least 0")
 
@@ -255,7 +262,7 @@ class Settings:
         if self.calibration_data is not None and not self.refits and self.criterion != "greedy":  # these draw rows
             idle["with --calibration-data"] = ["seed"]
         if not self.refits:
-            idle.setdefault("without least squares", []).append("augment")
+            idle.setdefault("without least squares", []).extend(["augment", "memory_limit"])
         elif self.calibration_data is None:
             idle["without --calibration-data"] = ["augment"]
         if not images:
@@ -276,6 +283,15 @@ def _number(name: str, value: object, kind: Any) -> None:
 def option_name(name: str) -> str:
     """The command line's word for a field of `Settings`."""
     return "--" + name.replace("_", "-")
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes from a number or from `500MB`, `1.5 GiB`, `4096`. Raises UsageError."""
+    found = SIZE.fullmatch(str(size).strip())
+    bytes_ = int(float(found[1]) * UNITS[found[2].lower()]) if found else 0
+    if bytes_ < LEAST_MEMORY:
+        raise UsageError(f"--memory-limit {size!r}: expected at least 64MiB, as in 500MB or 2GiB")
+    return bytes_
 
 
 def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:

@@ -182,21 +182,29 @@ class Views:
                 scale = scale * (factor if signed else np.abs(factor))
         return scale
 
-    def added_to(self, consumer: Consumer) -> str | None:
-        """The other tensor of the Add that alone reads what a consumer makes, scaled and shifted or not."""
+    def leads_to(self, consumer: Consumer) -> tuple[str, str | None]:
+        """What alone comes of a consumer's output: scaled and shifted or not, added to another tensor or not.
+
+        Returns the last such tensor, and the other one that is added, if any is.
+        """
         producer = self._made.get(consumer.node)
         if producer is None:
-            return None
+            return consumer.output, None
         tensor = producer.bias.output
-        for flow in self._affine_chain(producer):
-            tensor = next(name for name, other in self.analysis.flows.items() if other is flow)
+        for affine in self._affine_chain(producer):
+            tensor = next(name for name, other in self.analysis.flows.items() if other is affine)
+        flow, output = self.alone_reads(tensor)
+        if flow is None or flow.kind != "sum" or self._nodes[flow.node].op != "Add" or len(flow.inputs) != 2:
+            return tensor, None
+        others = [name for name in flow.inputs if name != tensor]
+        return (output, others[0]) if len(others) == 1 else (tensor, None)
+
+    def alone_reads(self, tensor: str) -> tuple[Flow | None, str]:
+        """The only flow that reads a tensor, and its output; None if others do, or read it besides."""
         users = self._users.get(tensor, [])
         if len(users) != 1 or self._reads[tensor] != 1:
-            return None
-        flow = self.analysis.flows[users[0]]
-        others = [name for name in flow.inputs if name != tensor]
-        is_sum = flow.kind == "sum" and self._nodes[flow.node].op == "Add" and len(others) == 1
-        return others[0] if is_sum and len(flow.inputs) == 2 else None
+            return None, ""
+        return self.analysis.flows[users[0]], users[0]
 
     def energy(self, index: int) -> Floats:
         """Squared norm of each column of a consumer, in units of the spread of its BatchNormalization, (inputs,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Fit:
     """Weights (n, o) and intercept (o,) of a consumer; error: the held-out share of the targets' variance left over.
 
     errors: the same of every anchor left as it is, by name. strength: of the ridge, None if the anchor itself stayed.
+    start: the anchor's weights, (n, o).
     """
 
     weights: Floats
@@ -31,6 +33,29 @@ class Fit:
     anchor: str
     strength: float | None
     errors: Mapping[str, float]
+    start: Floats
+
+
+class Solver:
+    """The normal equations of a fit, for other targets: factored once."""
+
+    def __init__(self, sums: Gram, found: Fit) -> None:
+        """sums: of the rows to fit; the ridge is that of `found`."""
+        self._sums, self._start = sums, found.start
+        covariance, self._cross, _ = sums.covariances
+        self._ridge = (found.strength or 0.0) * _scale(covariance)
+        self._factor = _factored(covariance, self._ridge)
+
+    def solve(self, cross: Floats, shift: Floats) -> tuple[Floats, Floats] | None:
+        """Weights (n, o) and intercept (o,) for other targets; None where that is not stable.
+
+        cross: how much more covariance these have with the features, (n, o). shift: how much more mean, (o,).
+        """
+        if self._factor is None:
+            return None
+        weights = cho_solve(self._factor, self._cross + cross + self._ridge * self._start, check_finite=False)
+        f, y = self._sums.means
+        return (weights, y + shift - f @ weights) if np.isfinite(weights).all() else None
 
 
 def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> Fit:
@@ -47,7 +72,7 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
         solved = _solved(covariance, cross, strength * search.scale, weights)
         weights = weights if solved is None else solved
     f, y = both.means
-    return Fit(weights, y - f @ weights, error, name, strength, search.plain)
+    return Fit(weights, y - f @ weights, error, name, strength, search.plain, anchors[name])
 
 
 class _Search:
@@ -56,7 +81,7 @@ class _Search:
     def __init__(self, train: Gram, held: Gram, anchors: Mapping[str, Floats]) -> None:
         self.train, self.held, self.anchors = train, held, anchors
         self.covariance, self.cross, _ = train.covariances
-        self.scale = float(np.trace(self.covariance)) / max(len(self.covariance), 1)
+        self.scale = _scale(self.covariance)
         self.plain: dict[str, float] = {}
 
     def best(self, importance: Floats) -> tuple[float, str, float | None]:
@@ -84,13 +109,25 @@ class _Search:
         return float(importance @ self.held.errors(weights, y - f @ weights))
 
 
-def _solved(covariance: Floats, cross: Floats, ridge: float, anchor: Floats) -> Floats | None:
-    """Argmin of the mean square plus ridge |weights - anchor|^2; None where that is not stable."""
+def _scale(covariance: Floats) -> float:
+    """The mean variance."""
+    return float(np.trace(covariance)) / max(len(covariance), 1)
+
+
+def _factored(covariance: Floats, ridge: float) -> Any:
+    """The Cholesky factor with the ridge added; None where there is none."""
     regular = covariance.copy()
     regular[np.diag_indices_from(regular)] += ridge
     try:
-        factor = cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
+        return cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
     except (LinAlgError, ValueError):
+        return None
+
+
+def _solved(covariance: Floats, cross: Floats, ridge: float, anchor: Floats) -> Floats | None:
+    """Argmin of the mean square plus ridge |weights - anchor|^2; None where that is not stable."""
+    factor = _factored(covariance, ridge)
+    if factor is None:
         return None
     weights = cho_solve(factor, cross + ridge * anchor, check_finite=False)
     return weights if np.isfinite(weights).all() else None

@@ -20,11 +20,14 @@ from scipy.linalg import LinAlgError
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
+from onnxslim_merge.compensation.onesided import Limits, one_sided
+from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.ridge import Fit, fit
-from onnxslim_merge.compensation.solver import Solution, Solver, takes_mean, write_rows
+from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.criteria.surgeon import Term, surgeon
 from onnxslim_merge.select import Amount, keep_mask
+from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
 from onnxslim_merge.values import cell_values
@@ -50,12 +53,14 @@ class Stepwise:
         *,
         mend: bool = True,
         residual: bool = True,
+        one_sided: bool = True,
     ) -> None:
         """Nothing has run yet.
 
         model: of the analysed graph, in float32. amounts: how many channels stay, by cell. kept: which, if that has
         been decided. solver: how consumers are compensated where nothing can be fitted. mend: refit layers that lose
-        nothing. residual: let the last layer that feeds a sum make up for the other branch, too.
+        nothing. residual: let the last layer that feeds a sum make up for the other branch, too. one_sided: count what
+        Relu and its like do not cut off only.
         """
         self.views, self.solver, self.amounts = views, solver, amounts
         self.kept: dict[str, Ids] = dict(kept or {})
@@ -71,10 +76,17 @@ class Stepwise:
         for cell in self.cells:
             for columns in self._columns[cell.name]:
                 self._cells_of.setdefault(columns.consumer, []).append((cell, columns))
-        self._open_tracks(model, feeds, mend=mend, residual=residual)
+        self.gains: dict[int, float] = {}  # by consumer, the share of the error in front of a Relu that one_sided left
+        self._open_tracks(model, feeds, mend=mend, residual=residual, one_sided=one_sided)
 
     def _open_tracks(
-        self, model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]], *, mend: bool, residual: bool
+        self,
+        model: onnx.ModelProto,
+        feeds: Sequence[Mapping[str, NDArray[Any]]],
+        *,
+        mend: bool,
+        residual: bool,
+        one_sided: bool,
     ) -> None:
         """Find out who will be looked at, before anything runs."""
         analysis, roots = self.views.analysis, self.views.analysis.roots
@@ -84,18 +96,21 @@ class Stepwise:
         changing = {analysis.consumers[i].node for i in self._cells_of} | {c.node for c in self._contractions}
         custom_ops = self.solver.settings.custom_ops
         self.tracks = Tracks(model, feeds, changing=changing, custom_ops=custom_ops)
-        solvable = {i for i, consumer in enumerate(analysis.consumers) if _hindrance(self.views, consumer) is None}
+        solvable = {i for i, consumer in enumerate(analysis.consumers) if hindrance(self.views, consumer) is None}
         behind = {i for i in solvable if self.tracks.is_dirty(analysis.consumers[i].x)} if mend else set()
         for index in sorted(behind - self._cells_of.keys()):
             self._cells_of[index] = []
         self._solvable = solvable & self._cells_of.keys()
-        found = {i: self.views.added_to(analysis.consumers[i]) for i in self._solvable if residual}
+        found = {i: self.views.leads_to(analysis.consumers[i])[1] for i in self._solvable if residual}
         self._besides = {i: tensor for i, tensor in found.items() if tensor is not None}
+        ends = {i: cutoff(self.views, analysis.consumers[i]) for i in self._solvable if one_sided}
+        self._cutoffs: dict[int, Cutoff] = {i: end for i, end in ends.items() if end is not None}
         self.tracks.expect(self._taps(self._solvable))
 
     def _taps(self, indices: Collection[int]) -> set[str]:
         """The tensors that these consumers will be asked for."""
         found = {tensor for i in indices for tensor in self._ends(i)}
+        found |= {self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         return found | {self._besides[i] for i in indices if i in self._besides}
 
     def _ends(self, index: int) -> tuple[str, str]:
@@ -145,6 +160,7 @@ class Stepwise:
         """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
         stays = keep_mask(self.views.analysis, self.kept)
         readings = {i: Reading.start(self.views, i, stays[self.views.analysis.consumers[i].labels]) for i in indices}
+        ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         if not readings:
             return {}
         consumers = [reading.consumer for reading in readings.values()]
@@ -157,13 +173,14 @@ class Stepwise:
                 y = (slim if ahead else original)[reading.consumer.output]
                 if index in sums:
                     y = y + self._shortfall(reading.consumer, original[sums[index]], slim[sums[index]])
-                reading.add(batch, batches, slim[reading.consumer.x], y, seed)
+                before = original[ends[index]] if index in ends else None
+                reading.add(batch, batches, slim[reading.consumer.x], y, seed, before)
 
         if ahead:
             self.tracks.peek([*inputs, *outputs], visit)
         else:
             self.tracks.taps = self._taps(self._solvable - self._done - readings.keys())
-            self.tracks.advance([*outputs, *sides], [*inputs, *sides], visit)
+            self.tracks.advance([*outputs, *sides, *ends.values()], [*inputs, *sides], visit)
         return readings
 
     def _is_settled(self, index: int) -> bool:
@@ -261,14 +278,31 @@ class Stepwise:
             train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
             found = fit(train, held, {n: _features(w, mine) for n, w in starts.items()}, importance[group])
             self.fits[index].append(found)
-            rows[mine] = found.weights.reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
-            intercepts.append(found.intercept)
+            new = self._one_sided(reading, found, train, held, features, importance[group])
+            rows[mine] = new[0].reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
+            intercepts.append(new[1])
         weight = np.array(self.views.analysis.constants[consumer.weight].values)
         write_rows(weight, consumer, np.flatnonzero(stays), rows[stays] / consumer.gain)
         slot, gain = consumer.bias, np.concatenate(intercepts)
         if slot is not None and slot.node == consumer.node:
             gain = gain - self.views.bias(slot, gain.size)
         solution.weights[index], solution.biases[index] = weight, gain
+
+    def _one_sided(
+        self, reading: Reading, found: Fit, train: Gram, held: Gram, features: Ids, importance: Floats
+    ) -> tuple[Floats, Floats]:
+        """Weights and intercept of a fit, better ones if a Relu or its like follows and held-out samples gain."""
+        end = self._cutoffs.get(reading.index)
+        if end is None:
+            return found.weights, found.intercept
+        scale = np.broadcast_to(self.views.output_scale(reading.consumer, signed=True), importance.shape)
+        limits = Limits(end.low, end.high, np.where(np.abs(scale) < SILENT, 0.0, scale))
+        samples = [replace(s, features=s.features[:, features]) for s in reading.samples]
+        better = one_sided(found, train, held, samples, limits, importance)
+        if better is None:
+            return found.weights, found.intercept
+        self.gains[reading.index] = better[2]
+        return better[:2]
 
     def _mask(self, reader: Consumer | Contraction) -> None:
         """Zeros for the channels that left, where nothing is refitted."""
@@ -283,7 +317,7 @@ class Stepwise:
     def _note_who_was_not_refitted(self) -> None:
         for index in sorted(self._cells_of.keys() - self._solvable):
             consumer = self.views.analysis.consumers[index]
-            why = _hindrance(self.views, consumer)
+            why = hindrance(self.views, consumer)
             self.notes += [f"{cell.name}: {consumer.node} is not refitted ({why})" for cell, _ in self._cells_of[index]]
 
 
@@ -294,19 +328,3 @@ def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:
 def _features(weights: Floats, channels: Ids) -> Floats:
     """Of weights (inputs, outputs, taps) the rows of some inputs, tap by tap: (taps * channels, outputs)."""
     return weights[channels].transpose(2, 0, 1).reshape(-1, weights.shape[1])
-
-
-def _hindrance(views: Views, consumer: Consumer) -> str | None:
-    """Why weights cannot be fitted: that takes a known window, a bias for what is left, weights that are numbers."""
-    analysis, slot = views.analysis, consumer.bias
-    if consumer.window is None or consumer.gain == 0:
-        return "how its outputs come from its inputs is not known"
-    if isinstance(analysis.constants[consumer.weight], Derived) or consumer.fill is not None:
-        return "its weights are quantised"
-    if slot is None or not takes_mean(views, consumer):
-        return "no bias can be added to it"
-    name = analysis.inputs.get((slot.node, slot.slot)) if slot.slot is not None else None
-    shape = analysis.constants[name].shape if name else ()
-    if slot.node == consumer.node and sum(size != 1 for size in shape) > 1:
-        return "its bias differs by position"
-    return None

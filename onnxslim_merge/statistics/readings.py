@@ -16,16 +16,28 @@ from onnxslim_merge.views import Views
 HELD_OUT = 4  # every fourth batch chooses the ridge, and then joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
+SAMPLED, SAMPLED_ROWS = 1 << 26, 32  # of rows that are kept themselves: numbers in all, and rows for each feature
 SINGLE = 1536  # features from which on products within a batch are float32; their sums never are
 
 Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some rows of one batch: features (r, n), targets (r, o), and the original in front of what follows, (r, o)."""
+
+    features: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    before: NDArray[np.float32]
+    held: bool
 
 
 @dataclass(slots=True)
 class Reading:
     """The features of one consumer that are there: of each group, positions on the input's axis of channels.
 
-    Features lie tap by tap, channels within. train, held: their sums with the targets, one for each group.
+    Features lie tap by tap, channels within. train, held: their sums with the targets, one for each group. samples:
+    some of the rows themselves, where it was said what the original has in front of the function that follows.
     """
 
     index: int
@@ -34,6 +46,7 @@ class Reading:
     taps: int
     train: list[Gram] = field(default_factory=list)
     held: list[Gram] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     @classmethod
     def start(cls, views: Views, index: int, stays: NDArray[np.bool_]) -> Reading:
@@ -53,8 +66,19 @@ class Reading:
         """Of the widest group."""
         return max((part.size for part in self.channels), default=0) * self.taps
 
-    def add(self, batch: int, batches: int, x: NDArray[Any], y: NDArray[Any], seed: int) -> None:
-        """The rows of one batch; some of them, drawn at random, where there are more than needed."""
+    def add(
+        self,
+        batch: int,
+        batches: int,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        seed: int,
+        before: NDArray[Any] | None = None,
+    ) -> None:
+        """The rows of one batch; some of them, drawn at random, where there are more than needed.
+
+        before: what the original has at the places of y in front of the function that follows, if `samples` are wanted.
+        """
         axis = self.consumer.bias.axis if self.consumer.bias is not None else 1
         shape = tuple(n for a, n in enumerate(y.shape) if a != axis)
         total, features = int(np.prod(shape)), max(self.features, 1)
@@ -68,6 +92,11 @@ class Reading:
         for group, (gram, channels) in enumerate(zip(sums, self.channels, strict=True)):
             rows, width = input_rows(self.consumer, x, shape, where, channels), gram.y.size
             gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
+        if before is not None:
+            some = min(SAMPLED // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1
+            step = slice(None, None, max(-(-len(rows) // some), 1))
+            found = [a[step].astype(np.float32) for a in (rows, targets, output_rows(before, axis, where))]
+            self.samples.append(Sample(found[0], found[1], found[2], sums is self.held))
 
     def blocks(self, positions: Ids, group: int) -> Ids:
         """The features of each channel of a cell at `positions` (n, m), (n, m * taps), -1 for what a group lacks."""

@@ -394,6 +394,20 @@ def test_operators_that_onnx_runtime_expands_stay_whole(op: str, opset: int) -> 
     assert sorted(node.op for node in prepare(source).nodes) == sorted([op.split(maxsplit=1)[0], "Neg"])
 
 
+def test_constants_that_take_over_a_type_are_folded() -> None:
+    """As torch's dynamo exporter writes a missing bias: of the type of the input."""
+    source = text(
+        """agraph (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) <float[4,3,1,1] w = {1,2,3,4,5,6,7,8,9,10,11,12},
+         double zero = {0}, int64[1] n = {4}>
+        { h = Relu (x)  z = CastLike (zero, h)  b = Expand (z, n)  y = Conv (h, w, b) }""",
+        '<ir_version: 8, opset_import: ["" : 18]>\n',
+    )
+    graph = prepare(source)
+    assert [node.op for node in graph.nodes] == ["Relu", "Conv"]
+    bias = graph.nodes[1].inputs[2].values
+    assert (bias.dtype, bias.tolist()) == (np.float32, [0.0] * 4)
+
+
 @pytest.mark.parametrize(
     "pool",
     [

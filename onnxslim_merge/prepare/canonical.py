@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_merge.errors import UnsupportedError
@@ -32,6 +34,7 @@ def prepare(source: Source, *, custom_ops: Iterable[Path] = ()) -> gs.Graph:
     graph = to_graph(source)
     name_nodes(graph)  # first: graph-surgeon takes unnamed twins for one node
     sort_nodes(graph)
+    name_casts(graph, source)
     smaller = optimized(graph, source, tuple(custom_ops))
     if smaller is not None:
         smaller.import_domains = graph.import_domains  # without those that ONNX Runtime adds
@@ -47,6 +50,18 @@ def prepare(source: Source, *, custom_ops: Iterable[Path] = ()) -> gs.Graph:
     fill_types(graph, source, tuple(custom_ops))
     write_defaults(graph, source)
     return graph
+
+
+def name_casts(graph: gs.Graph, source: Source) -> None:
+    """Make a Cast of every CastLike whose type is known: a constant that takes over a type can then be folded."""
+    alike = [node for body in graphs_in(graph) for node in body.nodes if node.op == "CastLike" and not node.domain]
+    if any(node.inputs[1].dtype is None for node in alike):
+        fill_shapes(graph, source)
+    for node in alike:
+        kind = node.inputs[1].dtype
+        if kind is not None:  # graph-surgeon has a number of onnx where numpy has no type
+            to = kind if isinstance(kind, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            node.op, node.inputs, node.attrs["to"] = "Cast", node.inputs[:1], int(to)
 
 
 def name_nodes(graph: gs.Graph) -> None:

@@ -62,7 +62,8 @@ class RatioRule:
 class Settings:
     """What the user asked for. Raises UsageError on construction if a value is out of range.
 
-    criterion: "auto" = "greedy" where consumers are refitted by least squares, else "consumer".
+    criterion: "auto" = "greedy" where consumers are refitted by least squares on calibration data or with what
+        BatchNormalization knows, else "consumer".
     compensation: "auto" = "least-squares" with calibration data; without, merging by all donors: "mean+merge" for files
         that keep BatchNormalization, else "merge", as means of synthetic inputs alone do more harm than good.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
@@ -81,7 +82,7 @@ class Settings:
         "torch" (on the CPU).
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
-        more goes to a temporary folder; layers too wide for their sums are fitted channel by channel.
+        more goes to a temporary folder; layers too wide for their sums are merged instead.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     mean, std, scale, layout, channel_order: of images as calibration data; see `Preprocessing`.
     """
@@ -208,8 +209,10 @@ class Settings:
         fits = compensation == "least-squares"
         donors = "all" if self.donors == "auto" and (self.compensation == "auto" or fits) else self.donors
         criterion = self.criterion
-        if criterion == "auto":
-            criterion = "greedy" if fits else "consumer"
+        if (
+            criterion == "auto"
+        ):  # samples that are not of the data tell nothing where no BatchNormalization corrects them
+            criterion = "greedy" if fits and (has_batchnorm or self.calibration_data is not None) else "consumer"
         return replace(self, criterion=criterion, compensation=compensation, donors=donors)
 
     def record(self) -> dict[str, Any]:

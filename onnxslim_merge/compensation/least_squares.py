@@ -17,6 +17,7 @@ from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_floa
 from onnxslim_merge.samples import Samples, with_mirror_images
 from onnxslim_merge.samples.specs import Batching, input_specs
 from onnxslim_merge.select import Amount
+from onnxslim_merge.settings import parse_size
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.readings import HELD_OUT
 from onnxslim_merge.statistics.tracks import Tracks
@@ -62,7 +63,8 @@ def least_squares(
         model = onnx.load(made) if isinstance(made, Path) else made
     found: dict[str, Correction] = {}
     if synthetic:
-        with Tracks(model, feeds, custom_ops=solver.settings.custom_ops) as tracks:
+        limit = parse_size(solver.settings.memory_limit) // 2
+        with Tracks(model, feeds, limit=limit, custom_ops=solver.settings.custom_ops) as tracks:
             found = corrections(views.analysis, tracks)
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     step = Stepwise(views, model, feeds, amounts, solver, kept)

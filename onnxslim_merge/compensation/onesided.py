@@ -21,8 +21,7 @@ from onnxslim_merge.statistics.readings import Sample
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
-ROUNDS = 6  # on the rows that are not held out, ...
-LAST_ROUNDS = 3  # ... and on all, from where these ended
+ROUNDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Limits:
 
 
 def one_sided(
-    found: Fit, train: Gram, held: Gram, samples: Sequence[Sample], limits: Limits, importance: Floats
+    found: Fit, train: Gram, samples: Sequence[Sample], limits: Limits, importance: Floats
 ) -> tuple[Floats, Floats, float] | None:
     """Better weights and intercept than those of `found`, and the share of the held-out distance that is left.
 
@@ -67,20 +66,19 @@ def one_sided(
     plain = solver.solve(np.zeros_like(found.weights), np.zeros_like(found.intercept))
     if plain is None:
         return None
-    before, fitted = limits.error(unseen, *plain, importance), _rounds(solver, seen, limits, plain, ROUNDS)
+    before, fitted = limits.error(unseen, *plain, importance), _rounds(solver, seen, limits, plain)
     if fitted is None or not (after := limits.error(unseen, *fitted, importance)) < before:
         return None
-    last = _rounds(Solver(train + held, found), samples, limits, fitted, LAST_ROUNDS)
-    return None if last is None else (*last, after / before)
+    return *fitted, after / before
 
 
 def _rounds(
-    solver: Solver, samples: Sequence[Sample], limits: Limits, start: tuple[Floats, Floats], rounds: int
+    solver: Solver, samples: Sequence[Sample], limits: Limits, start: tuple[Floats, Floats]
 ) -> tuple[Floats, Floats] | None:
     """Aim and fit; the sums of all rows are corrected by what these samples say."""
     weights, intercept = start
     count = sum(len(sample.features) for sample in samples)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         w, c = weights.astype(np.float32), intercept.astype(np.float32)
         cross, f, y = np.zeros(weights.shape), np.zeros(len(weights)), np.zeros(weights.shape[1])
         for sample in samples:

@@ -11,6 +11,8 @@ from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.solver import takes_mean
 from onnxslim_merge.views import Views
 
+MATRICES = 4  # of features x features in float64, at once: two sums, a covariance, its factor
+
 
 @dataclass(frozen=True, slots=True)
 class Cutoff:
@@ -21,8 +23,11 @@ class Cutoff:
     high: float
 
 
-def hindrance(views: Views, consumer: Consumer) -> str | None:
-    """Why weights cannot be fitted: that takes a known window, a bias for what is left, weights that are numbers."""
+def hindrance(views: Views, consumer: Consumer, memory: int) -> str | None:
+    """Why weights cannot be fitted: that takes a known window, a bias for what is left, weights that are numbers.
+
+    memory: bytes that the sums of one consumer may take.
+    """
     analysis, slot = views.analysis, consumer.bias
     if consumer.window is None or consumer.gain == 0:
         return "how its outputs come from its inputs is not known"
@@ -34,6 +39,9 @@ def hindrance(views: Views, consumer: Consumer) -> str | None:
     shape = analysis.constants[name].shape if name else ()
     if slot.node == consumer.node and sum(size != 1 for size in shape) > 1:
         return "its bias differs by position"
+    features = consumer.labels.size // consumer.groups * int(np.prod(consumer.window.kernel))
+    if MATRICES * 8 * features**2 > memory:
+        return f"{features} features are too many for --memory-limit"
     return None
 
 

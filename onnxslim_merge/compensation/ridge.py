@@ -1,4 +1,4 @@
-"""Least squares with a ridge around an anchor: its strength, and the anchor, are what serves held-out samples best."""
+"""Least squares with a ridge around an anchor: strength and anchor are those that serve held-out samples best."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from onnxslim_merge.statistics.gram import Gram
 
 Floats = NDArray[np.float64]
-# Of the mean variance of features, the strongest first; weak ones are for features that explain the targets exactly.
-STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
+FLOOR = 0.01
+# Of each feature's variance, the strongest first; weak ones are for features that explain the targets exactly.
+STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
 PATIENCE = 3  # strengths without improvement
 OUTPUTS = 64  # that are enough to choose a strength by
 
@@ -43,7 +44,7 @@ class Solver:
         """sums: of the rows to fit; the ridge is that of `found`."""
         self._sums, self._start = sums, found.start
         covariance, self._cross, _ = sums.covariances
-        self._ridge = (found.strength or 0.0) * _scale(covariance)
+        self._ridge = penalties(covariance, sums.least, found.strength or 0.0)
         self._factor = _factored(covariance, self._ridge)
 
     def solve(self, cross: Floats, shift: Floats) -> tuple[Floats, Floats] | None:
@@ -53,40 +54,53 @@ class Solver:
         """
         if self._factor is None:
             return None
-        weights = cho_solve(self._factor, self._cross + cross + self._ridge * self._start, check_finite=False)
+        weights = cho_solve(self._factor, self._cross + cross + self._ridge[:, None] * self._start, check_finite=False)
         f, y = self._sums.means
         return (weights, y + shift - f @ weights) if np.isfinite(weights).all() else None
 
 
 def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> Fit:
-    """The weights that give the least error on `held` of those fitted on `train`, fitted anew on both.
+    """The weights fitted on `train` that give the least error on `held`.
+
+    They are not fitted anew on both: what is held out has to stay unseen by all layers in front of one, or the ridges
+    of later layers come out far too weak, as what they read is already fitted to it.
 
     anchors: (n, o) by name. importance: of each output's squared error (o,).
     """
-    some = np.linspace(0, importance.size - 1, min(OUTPUTS, importance.size)).astype(np.int64)
-    search = _Search(train.giving(some), held.giving(some), {n: a[:, some] for n, a in anchors.items()})
-    error, name, strength = search.best(importance[some])
-    both, weights = train + held, anchors[name]
+    search = _search(train, held, anchors, importance)
+    error, name, strength = search.best()
+    weights = anchors[name]
     if strength is not None:
-        covariance, cross, _ = both.covariances
-        solved = _solved(covariance, cross, strength * search.scale, weights)
+        solved = search.solved(strength, train.covariances[1], weights)
         weights = weights if solved is None else solved
-    f, y = both.means
+    f, y = train.means
     return Fit(weights, y - f @ weights, error, name, strength, search.plain, anchors[name])
+
+
+def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> tuple[float, float]:
+    """The held-out error of the best ridge, as `fit` has it, and its strength: infinite if an anchor itself is best."""
+    error, _, strength = _search(train, held, anchors, importance).best()
+    return error, np.inf if strength is None else strength
+
+
+def _search(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> _Search:
+    some = np.linspace(0, importance.size - 1, min(OUTPUTS, importance.size)).astype(np.int64)
+    anchors = {name: weights[:, some] for name, weights in anchors.items()}
+    return _Search(train.giving(some), held.giving(some), anchors, importance[some])
 
 
 class _Search:
     """The errors of many strengths, on some outputs."""
 
-    def __init__(self, train: Gram, held: Gram, anchors: Mapping[str, Floats]) -> None:
-        self.train, self.held, self.anchors = train, held, anchors
+    def __init__(self, train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> None:
+        self.train, self.held, self.anchors, self.importance = train, held, anchors, importance
         self.covariance, self.cross, _ = train.covariances
-        self.scale = _scale(self.covariance)
         self.plain: dict[str, float] = {}
 
-    def best(self, importance: Floats) -> tuple[float, str, float | None]:
+    def best(self) -> tuple[float, str, float | None]:
         """(error, anchor, strength): from the strongest on, until nothing gets better."""
-        total = float(importance @ self.held.covariances[2])
+        importance = self.importance
+        total = float(importance @ self.held.variance)
         total = total if total > 0 else 1.0
         self.plain = {name: self._error(weights, importance) / total for name, weights in self.anchors.items()}
         best: tuple[float, str, float | None] = min((value, name, None) for name, value in self.plain.items())
@@ -94,7 +108,7 @@ class _Search:
         for strength in STRENGTHS:
             found = []
             for name, anchor in self.anchors.items():
-                weights = _solved(self.covariance, self.cross, strength * self.scale, anchor)
+                weights = self.solved(strength, self.cross, anchor)
                 if weights is not None:
                     found.append((self._error(weights, importance) / total, name, strength))
             improved = min([best, *found], key=lambda item: item[0])
@@ -104,17 +118,30 @@ class _Search:
                 break
         return best
 
+    def solved(self, strength: float, cross: Floats, anchor: Floats) -> Floats | None:
+        """Weights of one strength; None where that is not stable."""
+        ridge = penalties(self.covariance, self.train.least, strength)
+        return _solved(self.covariance, cross, ridge, anchor)
+
     def _error(self, weights: Floats, importance: Floats) -> float:
         f, y = self.train.means
         return float(importance @ self.held.errors(weights, y - f @ weights))
 
 
-def _scale(covariance: Floats) -> float:
-    """The mean variance."""
-    return float(np.trace(covariance)) / max(len(covariance), 1)
+def penalties(covariance: Floats, least: Floats, strength: float) -> Floats:
+    """What is added to the diagonal of features' covariances, (n,): `strength` times each one's own variance.
+
+    So features of any scale are shrunk alike; those that hardly vary count as a hundredth of the mean. To that comes
+    what variance a feature is known to have beyond the samples' (`least`): a channel that is silent in them, and tells
+    a class that is not among them, is as dear as it is on the data that the network was trained on.
+    """
+    own = np.diagonal(covariance)
+    known = np.maximum(own, least)
+    floor = FLOOR * float(known.mean()) if known.size else 0.0
+    return np.asarray(strength * np.maximum(known, floor) + known - own)
 
 
-def _factored(covariance: Floats, ridge: float) -> Any:
+def _factored(covariance: Floats, ridge: Floats) -> Any:
     """The Cholesky factor with the ridge added; None where there is none."""
     regular = covariance.copy()
     regular[np.diag_indices_from(regular)] += ridge
@@ -124,10 +151,10 @@ def _factored(covariance: Floats, ridge: float) -> Any:
         return None
 
 
-def _solved(covariance: Floats, cross: Floats, ridge: float, anchor: Floats) -> Floats | None:
-    """Argmin of the mean square plus ridge |weights - anchor|^2; None where that is not stable."""
+def _solved(covariance: Floats, cross: Floats, ridge: Floats, anchor: Floats) -> Floats | None:
+    """Argmin of the mean square plus, feature by feature, ridge |weights - anchor|^2; None where not stable."""
     factor = _factored(covariance, ridge)
     if factor is None:
         return None
-    weights = cho_solve(factor, cross + ridge * anchor, check_finite=False)
+    weights = cho_solve(factor, cross + ridge[:, None] * anchor, check_finite=False)
     return weights if np.isfinite(weights).all() else None

@@ -8,7 +8,7 @@ criterion `greedy` channels are chosen on the way, on the same statistics.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +20,21 @@ from scipy.linalg import LinAlgError
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
+from onnxslim_merge.compensation.choosing import Chooser, by_feature, importance
 from onnxslim_merge.compensation.onesided import Limits, one_sided
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.ridge import Fit, fit
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.criteria import choose
-from onnxslim_merge.criteria.surgeon import Term, surgeon
 from onnxslim_merge.select import Amount, keep_mask
+from onnxslim_merge.settings import parse_size
+from onnxslim_merge.statistics.closed_form import Known
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
 from onnxslim_merge.values import cell_values
 from onnxslim_merge.views import Columns, Floats, Views
 
-RIDGE = 1e-3  # of the mean variance of features, when channels are chosen; a tenth or ten times as much is as good
 SILENT = 1e-6  # a scale of BatchNormalization below which an output cannot make up for anything
 
 Ids = NDArray[np.int64]
@@ -70,6 +71,7 @@ class Stepwise:
         self._done: set[int] = set()
         sizes = {name: amount.keep for name, amount in amounts.items()} if kept is None else _sizes(kept)
         self.cells = [cell for cell in views.analysis.cells if sizes.get(cell.name, cell.size) < cell.size]
+        self._known = Known(views)
         self._columns = {cell.name: views.columns(cell) for cell in self.cells}
         solver.open = Counter(c.consumer for found in self._columns.values() for c in found)
         self._cells_of: dict[int, list[tuple[Cell, Columns]]] = {}
@@ -94,9 +96,9 @@ class Stepwise:
         mine[[label for cell in self.cells for label in cell.labels.tolist()]] = True
         self._contractions = [c for c in analysis.contractions if mine[roots[c.labels]].any()]
         changing = {analysis.consumers[i].node for i in self._cells_of} | {c.node for c in self._contractions}
-        custom_ops = self.solver.settings.custom_ops
-        self.tracks = Tracks(model, feeds, changing=changing, custom_ops=custom_ops)
-        solvable = {i for i, consumer in enumerate(analysis.consumers) if hindrance(self.views, consumer) is None}
+        custom_ops, self._memory = self.solver.settings.custom_ops, parse_size(self.solver.settings.memory_limit)
+        self.tracks = Tracks(model, feeds, changing=changing, limit=self._memory // 2, custom_ops=custom_ops)
+        solvable = {i for i, c in enumerate(analysis.consumers) if hindrance(self.views, c, self._memory) is None}
         behind = {i for i in solvable if self.tracks.is_dirty(analysis.consumers[i].x)} if mend else set()
         for index in sorted(behind - self._cells_of.keys()):
             self._cells_of[index] = []
@@ -159,7 +161,8 @@ class Stepwise:
     def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Reading]:
         """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
         stays = keep_mask(self.views.analysis, self.kept)
-        readings = {i: Reading.start(self.views, i, stays[self.views.analysis.consumers[i].labels]) for i in indices}
+        labels = {i: self.views.analysis.consumers[i].labels for i in indices}
+        readings = {i: Reading.start(self.views, i, stays[labels[i]], self._known.variances(i)) for i in indices}
         ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         if not readings:
             return {}
@@ -203,41 +206,21 @@ class Stepwise:
 
     def _choose(self, cell: Cell, ahead: Mapping[int, Reading], found: Mapping[int, Reading]) -> None:
         """By what removal costs at all consumers that can be refitted; without any, by their weights."""
-        keep, terms = self.amounts[cell.name].keep, list[Term]()
+        columns, keep = self._columns[cell.name], self.amounts[cell.name].keep
+        parts = [(readings[c.consumer], c) for readings in (ahead, found) for c in columns if c.consumer in readings]
         try:
-            for columns in self._columns[cell.name]:
-                for readings in (ahead, found):
-                    if columns.consumer in readings:
-                        terms += self._terms(readings[columns.consumer], columns, fitted=readings is found)
-            if terms:
-                self.kept[cell.name], self.scores[cell.name] = surgeon(terms, cell.size, keep, cell.rows)
-                return
-            why = "no consumer can be refitted"
+            if parts:
+                chosen = Chooser(self.views, cell, keep, parts, {*found}).choose()
+                if chosen is not None:
+                    self.kept[cell.name], self.scores[cell.name] = chosen
+                    return
+            why = "the samples are too few to tell more" if parts else "no consumer can be refitted"
         except LinAlgError:
             why = "its channels do not vary on these samples"
         self.notes.append(f"{cell.name}: chosen by the weights of its consumers, as {why}")
-        settings = self.solver.settings
-        choice = choose(self.views, cell, keep, None, replace(settings, criterion="consumer"), self.solver.device)
+        settings = replace(self.solver.settings, criterion="consumer")
+        choice = choose(self.views, cell, keep, None, settings, self.solver.device)
         self.kept[cell.name], self.scores[cell.name] = choice.kept, choice.scores
-
-    def _terms(self, reading: Reading, columns: Columns, *, fitted: bool) -> Iterator[Term]:
-        """The cost at one consumer, in units of the spread of its targets, group by group."""
-        weights, importance = self.views.outputs(reading.consumer), self._importance(reading.consumer)
-        moments = [(a + b).covariances for a, b in zip(reading.train, reading.held, strict=True)]
-        energy = float(sum(part @ found[2] for part, found in zip(importance, moments, strict=True))) or 1.0
-        for group, (channels, (covariance, cross, _)) in enumerate(zip(reading.channels, moments, strict=True)):
-            blocks = reading.blocks(columns.positions, group)
-            if (blocks < 0).all():
-                continue
-            start = _features(weights, channels)
-            lost = cross - covariance @ start if fitted else None
-            covariance[np.diag_indices_from(covariance)] += RIDGE * float(np.trace(covariance)) / len(covariance)
-            yield Term(covariance, start, lost, np.sqrt(importance[group] / energy), blocks)
-
-    def _importance(self, consumer: Consumer) -> Floats:
-        """Of the squared error of each output, by group (g, outputs): what BatchNormalization makes of it."""
-        scale = np.broadcast_to(self.views.output_scale(consumer), self.views.width(consumer))
-        return np.asarray(scale**2).reshape(consumer.groups, -1)
 
     # -- compensation -------------------------------------------------------------------------------------------------
 
@@ -270,15 +253,15 @@ class Stepwise:
         starts = {"plain": self.views.outputs(consumer)}
         if index in solution.weights:
             starts["merged"] = consumer.gain * self.views.rows_of(consumer, solution.weights[index])
-        importance, rows, intercepts = self._importance(consumer), starts["plain"].copy(), []
+        weight_of, rows, intercepts = importance(self.views, consumer), starts["plain"].copy(), []
         self.fits[index] = []
         for group, channels in enumerate(reading.channels):
             left = stays[channels]
             features, mine = np.flatnonzero(np.tile(left, reading.taps)), channels[left]
             train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
-            found = fit(train, held, {n: _features(w, mine) for n, w in starts.items()}, importance[group])
+            found = fit(train, held, {n: by_feature(w, mine) for n, w in starts.items()}, weight_of[group])
             self.fits[index].append(found)
-            new = self._one_sided(reading, found, train, held, features, importance[group])
+            new = self._one_sided(reading, found, train, features, weight_of[group])
             rows[mine] = new[0].reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
             intercepts.append(new[1])
         weight = np.array(self.views.analysis.constants[consumer.weight].values)
@@ -289,7 +272,7 @@ class Stepwise:
         solution.weights[index], solution.biases[index] = weight, gain
 
     def _one_sided(
-        self, reading: Reading, found: Fit, train: Gram, held: Gram, features: Ids, importance: Floats
+        self, reading: Reading, found: Fit, train: Gram, features: Ids, importance: Floats
     ) -> tuple[Floats, Floats]:
         """Weights and intercept of a fit, better ones if a Relu or its like follows and held-out samples gain."""
         end = self._cutoffs.get(reading.index)
@@ -298,7 +281,7 @@ class Stepwise:
         scale = np.broadcast_to(self.views.output_scale(reading.consumer, signed=True), importance.shape)
         limits = Limits(end.low, end.high, np.where(np.abs(scale) < SILENT, 0.0, scale))
         samples = [replace(s, features=s.features[:, features]) for s in reading.samples]
-        better = one_sided(found, train, held, samples, limits, importance)
+        better = one_sided(found, train, samples, limits, importance)
         if better is None:
             return found.weights, found.intercept
         self.gains[reading.index] = better[2]
@@ -317,14 +300,9 @@ class Stepwise:
     def _note_who_was_not_refitted(self) -> None:
         for index in sorted(self._cells_of.keys() - self._solvable):
             consumer = self.views.analysis.consumers[index]
-            why = hindrance(self.views, consumer)
+            why = hindrance(self.views, consumer, self._memory)
             self.notes += [f"{cell.name}: {consumer.node} is not refitted ({why})" for cell, _ in self._cells_of[index]]
 
 
 def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:
     return {name: len(indices) for name, indices in kept.items()}
-
-
-def _features(weights: Floats, channels: Ids) -> Floats:
-    """Of weights (inputs, outputs, taps) the rows of some inputs, tap by tap: (taps * channels, outputs)."""
-    return weights[channels].transpose(2, 0, 1).reshape(-1, weights.shape[1])

@@ -12,7 +12,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class Gram:
-    """Sums over rows: count, features f (n,), f f' (n, n), targets y (o,), f y' (n, o), y^2 (o,)."""
+    """Sums over rows: count, features f (n,), f f' (n, n), targets y (o,), f y' (n, o), y^2 (o,).
+
+    least: the variance that features are known to have, (n,), 0 where nothing is known; samples may show less.
+    """
 
     count: int
     f: Floats
@@ -20,12 +23,14 @@ class Gram:
     y: Floats
     fy: Floats
     yy: Floats
+    least: Floats
 
     @classmethod
-    def zeros(cls, features: int, outputs: int) -> Gram:
+    def zeros(cls, features: int, outputs: int, least: Floats | None = None) -> Gram:
         """No rows yet."""
         n, o = features, outputs
-        return cls(0, np.zeros(n), np.zeros((n, n)), np.zeros(o), np.zeros((n, o)), np.zeros(o))
+        known = np.zeros(n) if least is None else least
+        return cls(0, np.zeros(n), np.zeros((n, n)), np.zeros(o), np.zeros((n, o)), np.zeros(o), known)
 
     def add(self, features: Floats, targets: Floats) -> None:
         """Rows (r, n) of features and (r, o) of targets."""
@@ -36,21 +41,15 @@ class Gram:
         self.fy += features.T @ targets
         self.yy += np.einsum("ro,ro->o", targets, targets, dtype=np.float64)
 
-    def __add__(self, other: Gram) -> Gram:
-        """The sums over both."""
-        return Gram(
-            self.count + other.count, self.f + other.f, self.ff + other.ff,
-            self.y + other.y, self.fy + other.fy, self.yy + other.yy,
-        )  # fmt: skip
-
     def of(self, features: NDArray[np.int64]) -> Gram:
         """The same rows with some of the features."""
         f, ff, fy = self.f[features], self.ff[np.ix_(features, features)], self.fy[features]
-        return Gram(self.count, f, ff, self.y, fy, self.yy)
+        return Gram(self.count, f, ff, self.y, fy, self.yy, self.least[features])
 
     def giving(self, targets: NDArray[np.int64]) -> Gram:
         """The same rows with some of the targets."""
-        return Gram(self.count, self.f, self.ff, self.y[targets], self.fy[:, targets], self.yy[targets])
+        y, fy, yy = self.y[targets], self.fy[:, targets], self.yy[targets]
+        return Gram(self.count, self.f, self.ff, y, fy, yy, self.least)
 
     @property
     def means(self) -> tuple[Floats, Floats]:
@@ -58,11 +57,15 @@ class Gram:
         return self.f / max(self.count, 1), self.y / max(self.count, 1)
 
     @property
+    def variance(self) -> Floats:
+        """Of the targets, (o,)."""
+        return np.asarray((self.yy / max(self.count, 1) - self.means[1] ** 2).clip(min=0.0))
+
+    @property
     def covariances(self) -> tuple[Floats, Floats, Floats]:
         """Of features (n, n), of features and targets (n, o), and the variance of targets (o,); for each row."""
         count, (f, y) = max(self.count, 1), self.means
-        variance = (self.yy / count - y * y).clip(min=0.0)
-        return self.ff / count - np.outer(f, f), self.fy / count - np.outer(f, y), variance
+        return self.ff / count - np.outer(f, f), self.fy / count - np.outer(f, y), self.variance
 
     def errors(self, weights: Floats, intercept: Floats) -> Floats:
         """Mean square of y - weights' f - intercept, by output (o,). weights (n, o)."""

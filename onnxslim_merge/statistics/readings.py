@@ -13,7 +13,7 @@ from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.windows import input_rows, output_rows
 from onnxslim_merge.views import Views
 
-HELD_OUT = 4  # every fourth batch chooses the ridge, and then joins the others
+HELD_OUT = 8  # every eighth batch chooses the ridge, and never joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
 SAMPLED, SAMPLED_ROWS = 1 << 26, 32  # of rows that are kept themselves: numbers in all, and rows for each feature
@@ -49,8 +49,8 @@ class Reading:
     samples: list[Sample] = field(default_factory=list)
 
     @classmethod
-    def start(cls, views: Views, index: int, stays: NDArray[np.bool_]) -> Reading:
-        """No rows yet. stays: of the input's channels, (n,)."""
+    def start(cls, views: Views, index: int, stays: NDArray[np.bool_], least: NDArray[np.float64]) -> Reading:
+        """No rows yet. stays: of the input's channels, (n,). least: the variances that they are known to have, (n,)."""
         consumer = views.analysis.consumers[index]
         parts = stays.reshape(consumer.groups, -1)
         channels = [np.flatnonzero(part) + group * parts.shape[1] for group, part in enumerate(parts)]
@@ -58,7 +58,7 @@ class Reading:
         reading = cls(index, consumer, channels, taps)
         width = views.width(consumer) // consumer.groups
         for sums in (reading.train, reading.held):
-            sums += [Gram.zeros(taps * part.size, width) for part in channels]
+            sums += [Gram.zeros(taps * part.size, width, np.tile(least[part], taps)) for part in channels]
         return reading
 
     @property

@@ -34,13 +34,13 @@ class Method:
 
 METHODS = {
     "greedy": Method({"criterion": "greedy", "compensation": "least-squares"}, 0),
-    "least-squares": Method({"compensation": "least-squares"}, 0),
-    "auto": Method({}, 1),
+    "least-squares": Method({"criterion": "consumer", "compensation": "least-squares"}, 1),
+    "auto": Method({}, 1, (BLIND,)),  # with images it is `greedy`
     "merge, all": Method({"compensation": "merge", "donors": "all"}, 1, (BLIND,)),
     "none": Method({"compensation": "none"}, 2, (BLIND,)),
     "mean": Method({"compensation": "mean"}, 2),
     "merge": Method({"compensation": "merge"}, 2, (BLIND,)),
-}  # the criterion is `consumer`, which looks at no data, unless it is named
+}  # the criterion is `consumer`, which looks at no data, where it is not named
 TIERS = sorted({method.tier for method in METHODS.values()})
 
 

@@ -68,9 +68,17 @@ def least_squares(
             found = corrections(views.analysis, tracks)
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     step = Stepwise(views, model, feeds, amounts, solver, kept)
-    with step.tracks:
-        for name, correction in found.items():
-            step.tracks.correct(name, correction.inputs)
-        solution = step.run()
+    solution, notes = _run(step, found), step.notes
+    if not synthetic:  # those could be more; of calibration data, what was held out is used up, too
+        step = Stepwise(views, model, feeds, amounts, solver.anew(), first=step)
+        solution = _run(step, found)
     views.rescaled = {}
-    return Refit(step.kept, step.scores, solution, step.notes)
+    return Refit(step.kept, step.scores, solution, [*dict.fromkeys([*notes, *step.notes])])
+
+
+def _run(step: Stepwise, corrected: Mapping[str, Correction]) -> Solution:
+    """Once through the network."""
+    with step.tracks:
+        for name, correction in corrected.items():
+            step.tracks.correct(name, correction.inputs)
+        return step.run()

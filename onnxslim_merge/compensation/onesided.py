@@ -53,19 +53,23 @@ class Limits:
 
 
 def one_sided(
-    found: Fit, train: Gram, samples: Sequence[Sample], limits: Limits, importance: Floats
+    found: Fit, train: Gram, samples: Sequence[Sample], limits: Limits, importance: Floats, gain: float | None = None
 ) -> tuple[Floats, Floats, float] | None:
     """Better weights and intercept than those of `found`, and the share of the held-out distance that is left.
 
+    gain: that share, where it is known already; then nothing need be held out.
     None if held-out samples do not gain, or `found` is its anchor.
     """
     seen, unseen = ([s for s in samples if s.held == which] for which in (False, True))
-    if found.strength is None or not seen or not unseen:
+    if found.strength is None or not seen or not (unseen or gain):
         return None
     solver = Solver(train, found)
     plain = solver.solve(np.zeros_like(found.weights), np.zeros_like(found.intercept))
     if plain is None:
         return None
+    if gain is not None:
+        fitted = _rounds(solver, seen, limits, plain)
+        return None if fitted is None else (*fitted, gain)
     before, fitted = limits.error(unseen, *plain, importance), _rounds(solver, seen, limits, plain)
     if fitted is None or not (after := limits.error(unseen, *fitted, importance)) < before:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,8 @@ class Solver:
 def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> Fit:
     """The weights fitted on `train` that give the least error on `held`.
 
-    They are not fitted anew on both: what is held out has to stay unseen by all layers in front of one, or the ridges
-    of later layers come out far too weak, as what they read is already fitted to it.
+    They are not fitted anew on both at once: what is held out has to stay unseen by all layers in front of one, or the
+    ridges of later layers come out far too weak, as what they read is already fitted to it.
 
     anchors: (n, o) by name. importance: of each output's squared error (o,).
     """
@@ -75,6 +75,17 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
         weights = weights if solved is None else solved
     f, y = train.means
     return Fit(weights, y - f @ weights, error, name, strength, search.plain, anchors[name])
+
+
+def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
+    """The fit of other samples, with the anchor and the ridge that served best before."""
+    anchor = anchors[found.anchor]
+    weights, (f, y) = anchor, sums.means
+    if found.strength is not None:
+        covariance, cross, _ = sums.covariances
+        solved = _solved(covariance, cross, penalties(covariance, sums.least, found.strength), anchor)
+        weights = weights if solved is None else solved
+    return replace(found, weights=weights, intercept=y - f @ weights, start=anchor)
 
 
 def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> tuple[float, float]:

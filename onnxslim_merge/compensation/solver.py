@@ -78,6 +78,10 @@ class Solver:
         self.open: Counter[int] = Counter()
         self._rows: dict[int, list[tuple[NDArray[np.int64], Floats]]] = {}
 
+    def anew(self) -> Solver:
+        """Another one that has not begun."""
+        return Solver(self.views, self.statistics, self.settings, self.clusters, self.device)
+
     def absorb(
         self, cell: Cell, columns: Columns, kept: NDArray[np.int64], values: Mapping[str, Value]
     ) -> tuple[int, str | None]:

@@ -23,7 +23,7 @@ from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.choosing import Chooser, by_feature, importance
 from onnxslim_merge.compensation.onesided import Limits, one_sided
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
-from onnxslim_merge.compensation.ridge import Fit, fit
+from onnxslim_merge.compensation.ridge import Fit, fit, fit_again
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.select import Amount, keep_mask
@@ -55,17 +55,21 @@ class Stepwise:
         mend: bool = True,
         residual: bool = True,
         one_sided: bool = True,
+        first: Stepwise | None = None,
     ) -> None:
         """Nothing has run yet.
 
         model: of the analysed graph, in float32. amounts: how many channels stay, by cell. kept: which, if that has
         been decided. solver: how consumers are compensated where nothing can be fitted. mend: refit layers that lose
         nothing. residual: let the last layer that feeds a sum make up for the other branch, too. one_sided: count what
-        Relu and its like do not cut off only.
+        Relu and its like do not cut off only. first: a run of the same kind that is over: its choice and its ridges
+        are taken over, and nothing is held out.
         """
         self.views, self.solver, self.amounts = views, solver, amounts
+        self._first = first
+        kept = first.kept if first is not None else kept
         self.kept: dict[str, Ids] = dict(kept or {})
-        self.scores: dict[str, Floats] = {}
+        self.scores: dict[str, Floats] = {} if first is None else first.scores
         self.fits: dict[int, list[Fit]] = {}
         self.notes: list[str] = []
         self._done: set[int] = set()
@@ -161,8 +165,7 @@ class Stepwise:
     def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Reading]:
         """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
         stays = keep_mask(self.views.analysis, self.kept)
-        labels = {i: self.views.analysis.consumers[i].labels for i in indices}
-        readings = {i: Reading.start(self.views, i, stays[labels[i]], self._known.variances(i)) for i in indices}
+        readings = {i: self._reading(i, stays) for i in indices}
         ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         if not readings:
             return {}
@@ -185,6 +188,10 @@ class Stepwise:
             self.tracks.taps = self._taps(self._solvable - self._done - readings.keys())
             self.tracks.advance([*outputs, *sides, *ends.values()], [*inputs, *sides], visit)
         return readings
+
+    def _reading(self, index: int, stays: NDArray[np.bool_]) -> Reading:
+        mine, known = stays[self.views.analysis.consumers[index].labels], self._known.variances(index)
+        return Reading.start(self.views, index, mine, known, holds=self._first is None)
 
     def _is_settled(self, index: int) -> bool:
         """Whether the other branch of the sum that a consumer ends in is done, so that it can make up for that."""
@@ -259,7 +266,11 @@ class Stepwise:
             left = stays[channels]
             features, mine = np.flatnonzero(np.tile(left, reading.taps)), channels[left]
             train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
-            found = fit(train, held, {n: by_feature(w, mine) for n, w in starts.items()}, weight_of[group])
+            anchors = {n: by_feature(w, mine) for n, w in starts.items()}
+            if self._first is None:
+                found = fit(train, held, anchors, weight_of[group])
+            else:
+                found = fit_again(train, anchors, self._first.fits[index][group])
             self.fits[index].append(found)
             new = self._one_sided(reading, found, train, features, weight_of[group])
             rows[mine] = new[0].reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
@@ -276,12 +287,13 @@ class Stepwise:
     ) -> tuple[Floats, Floats]:
         """Weights and intercept of a fit, better ones if a Relu or its like follows and held-out samples gain."""
         end = self._cutoffs.get(reading.index)
-        if end is None:
+        known = self._first.gains.get(reading.index) if self._first is not None else None
+        if end is None or (self._first is not None and known is None):
             return found.weights, found.intercept
         scale = np.broadcast_to(self.views.output_scale(reading.consumer, signed=True), importance.shape)
         limits = Limits(end.low, end.high, np.where(np.abs(scale) < SILENT, 0.0, scale))
         samples = [replace(s, features=s.features[:, features]) for s in reading.samples]
-        better = one_sided(found, train, samples, limits, importance)
+        better = one_sided(found, train, samples, limits, importance, known)
         if better is None:
             return found.weights, found.intercept
         self.gains[reading.index] = better[2]

@@ -47,15 +47,21 @@ class Reading:
     train: list[Gram] = field(default_factory=list)
     held: list[Gram] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    holds: bool = True
 
     @classmethod
-    def start(cls, views: Views, index: int, stays: NDArray[np.bool_], least: NDArray[np.float64]) -> Reading:
-        """No rows yet. stays: of the input's channels, (n,). least: the variances that they are known to have, (n,)."""
+    def start(
+        cls, views: Views, index: int, stays: NDArray[np.bool_], least: NDArray[np.float64], *, holds: bool = True
+    ) -> Reading:
+        """No rows yet. stays: of the input's channels, (n,). least: the variances that they are known to have, (n,).
+
+        holds: whether samples are held out.
+        """
         consumer = views.analysis.consumers[index]
         parts = stays.reshape(consumer.groups, -1)
         channels = [np.flatnonzero(part) + group * parts.shape[1] for group, part in enumerate(parts)]
         taps = int(np.prod(consumer.window.kernel)) if consumer.window is not None else 1
-        reading = cls(index, consumer, channels, taps)
+        reading = cls(index, consumer, channels, taps, holds=holds)
         width = views.width(consumer) // consumer.groups
         for sums in (reading.train, reading.held):
             sums += [Gram.zeros(taps * part.size, width, np.tile(least[part], taps)) for part in channels]
@@ -87,7 +93,7 @@ class Reading:
         if wanted < total:
             rng = np.random.default_rng((seed, self.index, batch))
             where = np.sort(rng.choice(total, wanted, replace=False))
-        sums = self.held if batch % HELD_OUT == HELD_OUT - 1 else self.train
+        sums = self.held if self.holds and batch % HELD_OUT == HELD_OUT - 1 else self.train
         targets, kind = output_rows(y, axis, where), np.float32 if features > SINGLE else np.float64
         for group, (gram, channels) in enumerate(zip(sums, self.channels, strict=True)):
             rows, width = input_rows(self.consumer, x, shape, where, channels), gram.y.size

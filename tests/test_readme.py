@@ -73,7 +73,7 @@ def test_shown_output_is_real(clone: Cli, demo: ModuleType):
     command = OUTPUT.splitlines()[0].removeprefix("$ " + COMMAND)
     assert shlex.split(command) in [shlex.split(c) for c in COMMANDS]
     out = clone.ok(*shlex.split(command))
-    for start in ("parameters", "MACs", "file size", "/fc1", "/fc2", "/fc3", "note  /fc1", "note  /fc2"):
+    for start in ("parameters", "MACs", "file size", "/fc1", "/fc2", "/fc3", "note  fidelity"):
         assert line(OUTPUT, start).strip() == line(out, start).strip()
     assert numbers(line(OUTPUT, "logits")) == pytest.approx(numbers(line(out, "logits")), rel=0.05)
     shown = numbers(line(OUTPUT, "Accuracy"))

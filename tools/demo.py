@@ -20,7 +20,7 @@ MODEL = ROOT / "models" / "lenet_300_100_fashionmnist.onnx"
 SLICE = ROOT / "models" / "fashion_mnist_slice.npz"
 OUT = Path("build", "demo")  # below ROOT
 INPUT = "input"
-SETTINGS = {"--ratio": "0.5", "--compensation": "mean+merge"}
+SETTINGS = {"--ratio": "0.5"}
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:

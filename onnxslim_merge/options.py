@@ -173,7 +173,7 @@ class SettingsOptions:
         str | None,
         Parameter(
             group=_MODEL,
-            help="Where reprune's distances and merges are computed: cpu; cuda or cuda:N with torch; torch on the CPU."
+            help="Where least squares, greedy, reprune and merges compute: cpu; cuda, cuda:N: torch; torch: on the CPU."
             f" (default {_DEFAULT.device})",
         ),
     ] = None

@@ -78,8 +78,9 @@ class Settings:
     allow_inexact: "layernorm" = channels that LayerNormalization or RMSNormalization averages over may leave; its
         statistics are then those of the others.
     channel_multiple: kept channels go to the nearest multiple; "auto" = 8 for fp32, 16 for fp16 and int8.
-    device: where the distances of `reprune` and merges are computed: "cpu" (numpy), "cuda", "cuda:1" (torch), or
-        "torch" (on the CPU).
+    device: where dense arithmetic is done, which is that of least squares, of the criteria `greedy`, `reprune` and
+        `reprune-kernel`, and of merges: "cpu" (numpy), "cuda", "cuda:1" (torch), or "torch" (on the CPU). The network
+        itself runs on the CPU.
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
         more goes to a temporary folder; layers too wide for their sums are merged instead.
@@ -256,8 +257,8 @@ class Settings:
             idle["with all donors"] = ["lam"]
         elif self.uses_clusters:
             idle["where the representative is the donor"] = ["lam"]
-        if not self.merges and not self.criterion.startswith("reprune"):
-            idle["with neither merging nor clustering"] = ["device"]
+        if not self.merges and self.criterion != "greedy" and not self.criterion.startswith("reprune"):
+            idle["with neither least squares, merging nor clustering"] = ["device"]
         if not self.criterion.startswith("reprune"):
             idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
         elif self.criterion == "reprune":

@@ -59,11 +59,12 @@ class Chooser:
         weights, scale = self.views.outputs(reading.consumer), importance(self.views, reading.consumer)
         energy = _energy(reading.train, scale)
         for group, blocks in self._groups(reading, columns):
-            covariance, cross, _ = reading.train[group].covariances
-            start = by_feature(weights, reading.channels[group])
+            sums, device = reading.train[group], reading.train[group].device
+            covariance, cross = sums.covariances
+            start = device.put(by_feature(weights, reading.channels[group]))
             lost = cross - covariance @ start if reading.index in self.fitted else None
-            covariance[np.diag_indices_from(covariance)] += penalties(covariance, reading.train[group].least, RIDGE)
-            yield Term(covariance, start, lost, np.sqrt(scale[group] / energy), blocks)
+            device.add_to_diagonal(covariance, penalties(sums, covariance, RIDGE))
+            yield Term(covariance, start, lost, device.put(np.sqrt(scale[group] / energy)), blocks, device)
 
     def _wanted(self, kept: Ids) -> float:
         """The ridge that held-out samples want for a refit, of the consumer with the largest error."""
@@ -72,7 +73,7 @@ class Chooser:
             weights, scale = self.views.outputs(reading.consumer), importance(self.views, reading.consumer)
             energy = _energy(reading.held, scale)
             for group, blocks in self._groups(reading, columns):
-                features = np.setdiff1d(np.arange(reading.train[group].f.size), blocks[gone])
+                features = np.setdiff1d(np.arange(len(reading.train[group].f)), blocks[gone])
                 train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
                 anchors = {"plain": by_feature(weights, reading.channels[group])[features]}
                 error, strength = best_strength(train, held, anchors, scale[group])

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_merge.compensation.ridge import Fit, Solver
+from onnxslim_merge.numerics import Device
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Sample
 
 Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
 ROUNDS = 6
 
 
@@ -32,24 +33,39 @@ class Limits:
     high: float
     scale: Floats
 
-    def aim(self, sample: Sample, weights: Singles, intercept: Singles) -> tuple[Singles, Singles]:
-        """What to add to targets, so that they are the nearest that serve (r, o); and what the fit misses them by."""
+    def aim(self, device: Device, sample: _Rows, weights: Any, intercept: Any) -> tuple[Any, Any]:
+        """What to add to targets, so that they are the nearest that serve (r, o); and what the fit misses them by.
+
+        All of it in float32, on the device.
+        """
         missed = sample.features @ weights
         missed += intercept - sample.targets
-        scale, t = self.scale.astype(np.float32), sample.before
-        p = t + scale * missed
-        nearest = np.where(
-            t <= self.low, np.minimum(p, self.low), np.where(t >= self.high, np.maximum(p, self.high), t)
-        )
-        added = (nearest - t) * np.where(scale == 0, 0, 1 / np.where(scale == 0, 1, scale))
+        single, t, where = self.scale.astype(np.float32), sample.before, device.xp.where
+        back = np.where(single == 0, 0, 1 / np.where(single == 0, 1, single)).astype(np.float32)
+        p = t + device.put(single) * missed
+        nearest = where(t <= self.low, p.clip(max=self.low), where(t >= self.high, p.clip(min=self.high), t))
+        added = (nearest - t) * device.put(back)
         return added, missed - added
 
-    def error(self, samples: Sequence[Sample], weights: Floats, intercept: Floats, importance: Floats) -> float:
+    def error(
+        self, device: Device, samples: Sequence[_Rows], weights: Any, intercept: Any, importance: Floats
+    ) -> float:
         """Mean of the distance counted, each output by its importance."""
-        total, w, c = 0.0, weights.astype(np.float32), intercept.astype(np.float32)
+        xp, total = device.xp, 0.0
+        w, c = (xp.astype(array, xp.float32) for array in (weights, intercept))
         for sample in samples:
-            total += float(np.square(self.aim(sample, w, c)[1], dtype=np.float64).sum(0) @ importance)
+            missed = xp.astype(self.aim(device, sample, w, c)[1], xp.float64)
+            total += float(device.get((missed**2).sum(0)) @ importance)
         return total / max(sum(len(sample.features) for sample in samples), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A `Sample` on a device."""
+
+    features: Any
+    targets: Any
+    before: Any
 
 
 def one_sided(
@@ -60,37 +76,44 @@ def one_sided(
     gain: that share, where it is known already; then nothing need be held out.
     None if held-out samples do not gain, or `found` is its anchor.
     """
-    seen, unseen = ([s for s in samples if s.held == which] for which in (False, True))
-    if found.strength is None or not seen or not (unseen or gain):
+    if found.strength is None or not any(not s.held for s in samples) or not (any(s.held for s in samples) or gain):
         return None
-    solver = Solver(train, found)
-    plain = solver.solve(np.zeros_like(found.weights), np.zeros_like(found.intercept))
+    device, solver = train.device, Solver(train, found)
+    plain = solver.solve(device.zeros(*found.weights.shape), device.zeros(*found.intercept.shape))
     if plain is None:
         return None
-    if gain is not None:
-        fitted = _rounds(solver, seen, limits, plain)
-        return None if fitted is None else (*fitted, gain)
-    before, fitted = limits.error(unseen, *plain, importance), _rounds(solver, seen, limits, plain)
-    if fitted is None or not (after := limits.error(unseen, *fitted, importance)) < before:
+    seen, unseen = ([_rows(device, s) for s in samples if s.held == which] for which in (False, True))
+    fitted = _rounds(device, solver, seen, limits, plain)
+    if fitted is None:
         return None
-    return *fitted, after / before
+    share = gain
+    if share is None:
+        before, after = (limits.error(device, unseen, *weights, importance) for weights in (plain, fitted))
+        if not after < before:
+            return None
+        share = after / before
+    return device.get(fitted[0]), device.get(fitted[1]), share
+
+
+def _rows(device: Device, sample: Sample) -> _Rows:
+    return _Rows(device.put(sample.features), device.put(sample.targets), device.put(sample.before))
 
 
 def _rounds(
-    solver: Solver, samples: Sequence[Sample], limits: Limits, start: tuple[Floats, Floats]
-) -> tuple[Floats, Floats] | None:
+    device: Device, solver: Solver, samples: Sequence[_Rows], limits: Limits, start: tuple[Any, Any]
+) -> tuple[Any, Any] | None:
     """Aim and fit; the sums of all rows are corrected by what these samples say."""
-    weights, intercept = start
+    (weights, intercept), xp = start, device.xp
     count = sum(len(sample.features) for sample in samples)
     for _ in range(ROUNDS):
-        w, c = weights.astype(np.float32), intercept.astype(np.float32)
-        cross, f, y = np.zeros(weights.shape), np.zeros(len(weights)), np.zeros(weights.shape[1])
+        w, c = (xp.astype(array, xp.float32) for array in (weights, intercept))
+        cross, f, y = device.zeros(*weights.shape), device.zeros(len(weights)), device.zeros(weights.shape[1])
         for sample in samples:
-            added, _ = limits.aim(sample, w, c)
+            added, _ = limits.aim(device, sample, w, c)
             cross += sample.features.T @ added
-            f += sample.features.sum(0, dtype=np.float64)
-            y += added.sum(0, dtype=np.float64)
-        solved = solver.solve(cross / count - np.outer(f, y) / count**2, y / count)
+            f += xp.sum(sample.features, axis=0, dtype=xp.float64)
+            y += xp.sum(added, axis=0, dtype=xp.float64)
+        solved = solver.solve(cross / count - f[:, None] * y[None, :] / count**2, y / count)
         if solved is None:
             return None
         weights, intercept = solved

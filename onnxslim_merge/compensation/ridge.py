@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 
+from onnxslim_merge.numerics import Device
 from onnxslim_merge.statistics.gram import Gram
 
 Floats = NDArray[np.float64]
@@ -42,21 +43,23 @@ class Solver:
 
     def __init__(self, sums: Gram, found: Fit) -> None:
         """sums: of the rows to fit; the ridge is that of `found`."""
-        self._sums, self._start = sums, found.start
-        covariance, self._cross, _ = sums.covariances
-        self._ridge = penalties(covariance, sums.least, found.strength or 0.0)
-        self._factor = _factored(covariance, self._ridge)
+        self._sums, self._start = sums, sums.device.put(found.start)
+        covariance, self._cross = sums.covariances
+        self._ridge = penalties(sums, covariance, found.strength or 0.0)
+        self._factor = _factored(sums.device, covariance, self._ridge)
 
-    def solve(self, cross: Floats, shift: Floats) -> tuple[Floats, Floats] | None:
+    def solve(self, cross: Any, shift: Any) -> tuple[Any, Any] | None:
         """Weights (n, o) and intercept (o,) for other targets; None where that is not stable.
 
-        cross: how much more covariance these have with the features, (n, o). shift: how much more mean, (o,).
+        cross: how much more covariance these have with the features, (n, o). shift: how much more mean, (o,). All of
+        these are on the device of the sums.
         """
         if self._factor is None:
             return None
-        weights = cho_solve(self._factor, self._cross + cross + self._ridge[:, None] * self._start, check_finite=False)
+        device, right = self._sums.device, self._cross + cross + self._ridge[:, None] * self._start
+        weights = device.linalg.solve_factored(self._factor, right)
         f, y = self._sums.means
-        return (weights, y + shift - f @ weights) if np.isfinite(weights).all() else None
+        return (weights, y + shift - f @ weights) if _is_finite(device, weights) else None
 
 
 def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> Fit:
@@ -67,25 +70,25 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
 
     anchors: (n, o) by name. importance: of each output's squared error (o,).
     """
-    search = _search(train, held, anchors, importance)
+    search, get = _search(train, held, anchors, importance), train.device.get
     error, name, strength = search.best()
-    weights = anchors[name]
+    weights = train.device.put(anchors[name])
     if strength is not None:
         solved = search.solved(strength, train.covariances[1], weights)
         weights = weights if solved is None else solved
     f, y = train.means
-    return Fit(weights, y - f @ weights, error, name, strength, search.plain, anchors[name])
+    return Fit(get(weights), get(y - f @ weights), error, name, strength, search.plain, anchors[name])
 
 
 def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
     """The fit of other samples, with the anchor and the ridge that served best before."""
-    anchor = anchors[found.anchor]
-    weights, (f, y) = anchor, sums.means
+    device, start = sums.device, anchors[found.anchor]
+    weights, (f, y) = device.put(start), sums.means
     if found.strength is not None:
-        covariance, cross, _ = sums.covariances
-        solved = _solved(covariance, cross, penalties(covariance, sums.least, found.strength), anchor)
+        covariance, cross = sums.covariances
+        solved = _solved(device, covariance, cross, penalties(sums, covariance, found.strength), weights)
         weights = weights if solved is None else solved
-    return replace(found, weights=weights, intercept=y - f @ weights, start=anchor)
+    return replace(found, weights=device.get(weights), intercept=device.get(y - f @ weights), start=start)
 
 
 def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> tuple[float, float]:
@@ -96,16 +99,17 @@ def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], import
 
 def _search(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> _Search:
     some = np.linspace(0, importance.size - 1, min(OUTPUTS, importance.size)).astype(np.int64)
-    anchors = {name: weights[:, some] for name, weights in anchors.items()}
+    anchors = {name: train.device.put(weights[:, some]) for name, weights in anchors.items()}
     return _Search(train.giving(some), held.giving(some), anchors, importance[some])
 
 
 class _Search:
     """The errors of many strengths, on some outputs."""
 
-    def __init__(self, train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> None:
+    def __init__(self, train: Gram, held: Gram, anchors: Mapping[str, Any], importance: Floats) -> None:
+        """anchors: on the device of the sums."""
         self.train, self.held, self.anchors, self.importance = train, held, anchors, importance
-        self.covariance, self.cross, _ = train.covariances
+        self.covariance, self.cross = train.covariances
         self.plain: dict[str, float] = {}
 
     def best(self) -> tuple[float, str, float | None]:
@@ -129,43 +133,49 @@ class _Search:
                 break
         return best
 
-    def solved(self, strength: float, cross: Floats, anchor: Floats) -> Floats | None:
+    def solved(self, strength: float, cross: Any, anchor: Any) -> Any:
         """Weights of one strength; None where that is not stable."""
-        ridge = penalties(self.covariance, self.train.least, strength)
-        return _solved(self.covariance, cross, ridge, anchor)
+        ridge = penalties(self.train, self.covariance, strength)
+        return _solved(self.train.device, self.covariance, cross, ridge, anchor)
 
-    def _error(self, weights: Floats, importance: Floats) -> float:
+    def _error(self, weights: Any, importance: Floats) -> float:
         f, y = self.train.means
         return float(importance @ self.held.errors(weights, y - f @ weights))
 
 
-def penalties(covariance: Floats, least: Floats, strength: float) -> Floats:
+def penalties(sums: Gram, covariance: Any, strength: float) -> Any:
     """What is added to the diagonal of features' covariances, (n,): `strength` times each one's own variance.
 
     So features of any scale are shrunk alike; those that hardly vary count as a hundredth of the mean. To that comes
-    what variance a feature is known to have beyond the samples' (`least`): a channel that is silent in them, and tells
-    a class that is not among them, is as dear as it is on the data that the network was trained on.
+    what variance a feature is known to have beyond the samples' (`sums.least`): a channel that is silent in them, and
+    tells a class that is not among them, is as dear as it is on the data that the network was trained on.
+    covariance: of the features, as `sums` have it.
     """
-    own = np.diagonal(covariance)
-    known = np.maximum(own, least)
-    floor = FLOOR * float(known.mean()) if known.size else 0.0
-    return np.asarray(strength * np.maximum(known, floor) + known - own)
+    xp = sums.device.xp
+    own = xp.linalg.diagonal(covariance)
+    known = xp.maximum(own, sums.least)
+    floor = FLOOR * float(known.mean()) if len(known) else 0.0
+    return strength * known.clip(min=floor) + known - own
 
 
-def _factored(covariance: Floats, ridge: Floats) -> Any:
+def _factored(device: Device, covariance: Any, ridge: Any) -> Any:
     """The Cholesky factor with the ridge added; None where there is none."""
-    regular = covariance.copy()
-    regular[np.diag_indices_from(regular)] += ridge
+    regular = device.xp.asarray(covariance, copy=True)
+    device.add_to_diagonal(regular, ridge)
     try:
-        return cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
-    except (LinAlgError, ValueError):
+        return device.linalg.factor(regular)
+    except LinAlgError:
         return None
 
 
-def _solved(covariance: Floats, cross: Floats, ridge: Floats, anchor: Floats) -> Floats | None:
+def _is_finite(device: Device, weights: Any) -> bool:
+    return bool(device.xp.all(device.xp.isfinite(weights)))
+
+
+def _solved(device: Device, covariance: Any, cross: Any, ridge: Any, anchor: Any) -> Any:
     """Argmin of the mean square plus, feature by feature, ridge |weights - anchor|^2; None where not stable."""
-    factor = _factored(covariance, ridge)
+    factor = _factored(device, covariance, ridge)
     if factor is None:
         return None
-    weights = cho_solve(factor, cross + ridge[:, None] * anchor, check_finite=False)
-    return weights if np.isfinite(weights).all() else None
+    weights = device.linalg.solve_factored(factor, cross + ridge[:, None] * anchor)
+    return weights if _is_finite(device, weights) else None

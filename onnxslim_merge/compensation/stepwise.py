@@ -191,7 +191,8 @@ class Stepwise:
 
     def _reading(self, index: int, stays: NDArray[np.bool_]) -> Reading:
         mine, known = stays[self.views.analysis.consumers[index].labels], self._known.variances(index)
-        return Reading.start(self.views, index, mine, known, holds=self._first is None)
+        holds, device = self._first is None, self.solver.device
+        return Reading.start(self.views, index, mine, known, holds=holds, device=device)
 
     def _is_settled(self, index: int) -> bool:
         """Whether the other branch of the sum that a consumer ends in is done, so that it can make up for that."""

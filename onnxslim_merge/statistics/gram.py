@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxslim_merge.numerics import CPU, Device
 
 Floats = NDArray[np.float64]
 
@@ -15,62 +18,68 @@ class Gram:
     """Sums over rows: count, features f (n,), f f' (n, n), targets y (o,), f y' (n, o), y^2 (o,).
 
     least: the variance that features are known to have, (n,), 0 where nothing is known; samples may show less.
+    All of these stay on `device`.
     """
 
     count: int
-    f: Floats
-    ff: Floats
-    y: Floats
-    fy: Floats
-    yy: Floats
-    least: Floats
+    f: Any
+    ff: Any
+    y: Any
+    fy: Any
+    yy: Any
+    least: Any
+    device: Device = CPU
 
     @classmethod
-    def zeros(cls, features: int, outputs: int, least: Floats | None = None) -> Gram:
+    def zeros(cls, features: int, outputs: int, least: Floats | None = None, device: Device = CPU) -> Gram:
         """No rows yet."""
-        n, o = features, outputs
-        known = np.zeros(n) if least is None else least
-        return cls(0, np.zeros(n), np.zeros((n, n)), np.zeros(o), np.zeros((n, o)), np.zeros(o), known)
+        n, o, zeros = features, outputs, device.zeros
+        known = zeros(n) if least is None else device.put(least)
+        return cls(0, zeros(n), zeros(n, n), zeros(o), zeros(n, o), zeros(o), known, device)
 
-    def add(self, features: Floats, targets: Floats) -> None:
-        """Rows (r, n) of features and (r, o) of targets."""
+    def add(self, features: NDArray[Any], targets: NDArray[Any]) -> None:
+        """Rows (r, n) of features and (r, o) of targets; products within these are of their type, sums float64."""
+        xp, f, y = self.device.xp, self.device.put(features), self.device.put(targets)
         self.count += len(features)
-        self.f += features.sum(0, dtype=np.float64)
-        self.ff += features.T @ features
-        self.y += targets.sum(0, dtype=np.float64)
-        self.fy += features.T @ targets
-        self.yy += np.einsum("ro,ro->o", targets, targets, dtype=np.float64)
+        self.f += xp.sum(f, axis=0, dtype=xp.float64)
+        self.ff += f.T @ f
+        self.y += xp.sum(y, axis=0, dtype=xp.float64)
+        self.fy += f.T @ y
+        wide = xp.astype(y, xp.float64, copy=False)
+        self.yy += xp.einsum("ro,ro->o", wide, wide)
 
     def of(self, features: NDArray[np.int64]) -> Gram:
         """The same rows with some of the features."""
-        f, ff, fy = self.f[features], self.ff[np.ix_(features, features)], self.fy[features]
-        return Gram(self.count, f, ff, self.y, fy, self.yy, self.least[features])
+        some = self.device.put(features)
+        f, ff, fy = self.f[some], self.ff[some[:, None], some[None, :]], self.fy[some]
+        return Gram(self.count, f, ff, self.y, fy, self.yy, self.least[some], self.device)
 
     def giving(self, targets: NDArray[np.int64]) -> Gram:
         """The same rows with some of the targets."""
-        y, fy, yy = self.y[targets], self.fy[:, targets], self.yy[targets]
-        return Gram(self.count, self.f, self.ff, y, fy, yy, self.least)
+        some = self.device.put(targets)
+        y, fy, yy = self.y[some], self.fy[:, some], self.yy[some]
+        return Gram(self.count, self.f, self.ff, y, fy, yy, self.least, self.device)
 
     @property
-    def means(self) -> tuple[Floats, Floats]:
-        """Of features and targets."""
+    def means(self) -> tuple[Any, Any]:
+        """Of features and targets, on the device."""
         return self.f / max(self.count, 1), self.y / max(self.count, 1)
 
     @property
     def variance(self) -> Floats:
         """Of the targets, (o,)."""
-        return np.asarray((self.yy / max(self.count, 1) - self.means[1] ** 2).clip(min=0.0))
+        return self.device.get((self.yy / max(self.count, 1) - self.means[1] ** 2).clip(min=0.0))
 
     @property
-    def covariances(self) -> tuple[Floats, Floats, Floats]:
-        """Of features (n, n), of features and targets (n, o), and the variance of targets (o,); for each row."""
+    def covariances(self) -> tuple[Any, Any]:
+        """Of features (n, n), and of features and targets (n, o), on the device."""
         count, (f, y) = max(self.count, 1), self.means
-        return self.ff / count - np.outer(f, f), self.fy / count - np.outer(f, y), self.variance
+        return self.ff / count - f[:, None] * f[None, :], self.fy / count - f[:, None] * y[None, :]
 
-    def errors(self, weights: Floats, intercept: Floats) -> Floats:
-        """Mean square of y - weights' f - intercept, by output (o,). weights (n, o)."""
-        count, (f, y) = max(self.count, 1), self.means
-        cross = np.einsum("no,no->o", weights, self.fy / count)
-        square = np.einsum("no,no->o", weights, (self.ff / count) @ weights)
+    def errors(self, weights: Any, intercept: Any) -> Floats:
+        """Mean square of y - weights' f - intercept, by output (o,). weights (n, o) and intercept on the device."""
+        count, (f, y), einsum = max(self.count, 1), self.means, self.device.xp.einsum
+        cross = einsum("no,no->o", weights, self.fy / count)
+        square = einsum("no,no->o", weights, (self.ff / count) @ weights)
         constant = intercept * (intercept + 2 * (f @ weights) - 2 * y)
-        return np.asarray((self.yy / count - 2 * cross + square + constant).clip(min=0.0))
+        return self.device.get((self.yy / count - 2 * cross + square + constant).clip(min=0.0))

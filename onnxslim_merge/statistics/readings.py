@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_merge.channels.claims import Consumer
+from onnxslim_merge.numerics import CPU, Device
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.windows import input_rows, output_rows
 from onnxslim_merge.views import Views
@@ -51,11 +52,18 @@ class Reading:
 
     @classmethod
     def start(
-        cls, views: Views, index: int, stays: NDArray[np.bool_], least: NDArray[np.float64], *, holds: bool = True
+        cls,
+        views: Views,
+        index: int,
+        stays: NDArray[np.bool_],
+        least: NDArray[np.float64],
+        *,
+        holds: bool = True,
+        device: Device = CPU,
     ) -> Reading:
         """No rows yet. stays: of the input's channels, (n,). least: the variances that they are known to have, (n,).
 
-        holds: whether samples are held out.
+        holds: whether samples are held out. device: where sums are.
         """
         consumer = views.analysis.consumers[index]
         parts = stays.reshape(consumer.groups, -1)
@@ -64,7 +72,7 @@ class Reading:
         reading = cls(index, consumer, channels, taps, holds=holds)
         width = views.width(consumer) // consumer.groups
         for sums in (reading.train, reading.held):
-            sums += [Gram.zeros(taps * part.size, width, np.tile(least[part], taps)) for part in channels]
+            sums += [Gram.zeros(taps * part.size, width, np.tile(least[part], taps), device) for part in channels]
         return reading
 
     @property
@@ -96,7 +104,7 @@ class Reading:
         sums = self.held if self.holds and batch % HELD_OUT == HELD_OUT - 1 else self.train
         targets, kind = output_rows(y, axis, where), np.float32 if features > SINGLE else np.float64
         for group, (gram, channels) in enumerate(zip(sums, self.channels, strict=True)):
-            rows, width = input_rows(self.consumer, x, shape, where, channels), gram.y.size
+            rows, width = input_rows(self.consumer, x, shape, where, channels), len(gram.y)
             gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
         if before is not None:
             some = min(SAMPLED // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1

@@ -48,7 +48,7 @@ class Device:
         """A numpy array as one of this device, of the same type."""
         if self._torch is None:
             return array
-        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._place)
+        return self._torch.from_numpy(np.require(array, None, ["C", "W"])).to(self._place)
 
     def get(self, array: Any) -> NDArray[Any]:
         """An array of this device as a numpy array."""
@@ -76,10 +76,10 @@ class Device:
 
 
 class _Lapack:
-    """Matrices of numpy, symmetric ones positive definite: every method raises LinAlgError where they are not."""
+    """Of numpy and scipy. What is singular, or should be positive definite and is not, raises LinAlgError."""
 
     def solve(self, matrices: Any, right: Any) -> Any:
-        """Of stacks of matrices (..., n, n) and right sides (..., n, k)."""
+        """Of stacks of any matrices (..., n, n), for right sides (..., n, k)."""
         return np.linalg.solve(matrices, right)
 
     def cholesky(self, matrix: Any) -> Any:
@@ -98,7 +98,7 @@ class _Lapack:
             raise LinAlgError(str(error)) from error
 
     def solve_factored(self, factor: Any, right: Any) -> Any:
-        """What `matrix` times it is the right side (n, k)."""
+        """For right sides (n, k)."""
         return cho_solve(factor, right, check_finite=False)
 
     def inverse(self, matrix: Any) -> Any:

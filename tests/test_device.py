@@ -123,13 +123,14 @@ def test_the_surgeon(device, absent, monkeypatch):
     def term(d):
         return Term(*(d.put(a.copy()) for a in (second, weights, lost, np.ones(3))), blocks, d)
 
-    one, other = term(CPU), term(there)
+    (one, other), gone = (term(CPU), term(there)), []
     for _ in range(40):
         expected, found = one.costs(), other.costs()
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9 * expected.max())
-        expected[one._absent.all(1) & (expected == 0)] = np.inf
+        expected[gone] = np.inf
+        gone.append(int(expected.argmin()))
         for each in (one, other):
-            each.remove(int(expected.argmin()))
+            each.remove(gone[-1])
     (kept, scores), (same, too) = (surgeon([term(d), term(d)], 60, 15) for d in (CPU, there))
     assert kept.tolist() == same.tolist()
     assert scores.tolist() == too.tolist()
@@ -145,21 +146,20 @@ def test_what_is_singular_is_an_error_everywhere(device):
             there.linalg.solve(there.zeros(2, 3, 3), there.zeros(2, 3, 3))
 
 
-@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("name", sorted(NETS))
-def test_least_squares_from_file_to_file(device, name, single, tmp_path, monkeypatch):
-    """The same channels, and networks that give the same, as exactly as float32 weights and products can.
+def test_least_squares_from_file_to_file(device, name, tmp_path, monkeypatch):
+    """The same channels, and networks that give the same, as exactly as float32 weights can: seen are 2e-7.
 
     Weights themselves need not agree: where features depend on each other, several give the same.
     """
-    monkeypatch.setattr("onnxslim_merge.statistics.readings.SINGLE", 0 if single else 1 << 20)
+    monkeypatch.setattr("onnxslim_merge.statistics.readings.SINGLE", 50)  # products are float32 in some layers
     monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
     model = parse(NETS[name], seed=3)
     data, fed = calibration(tmp_path, model)
-    one, other = (slim(model, calibration_data=data, device=d, dry_run=False, **FIT) for d in ("cpu", device))
+    options = FIT | {"calibration_data": data, "ratio": 0.4}
+    one, other = (onnxslim_merge.slim(model, device=d, **options) for d in ("cpu", device))
     assert [cell.keep for cell in one.plan.cells] == [cell.keep for cell in other.plan.cells] != []
-    print("DIST", name, single, distance(run(one.model, fed), run(other.model, fed)), distance(run(model, fed), run(one.model, fed)))
-    assert distance(run(one.model, fed), run(other.model, fed)) <= (1e-3 if single else 1e-5)
+    assert distance(run(one.model, fed), run(other.model, fed)) <= 1e-5
 
 
 def test_the_device_counts_where_something_is_computed_on_it():

@@ -24,7 +24,7 @@ class Term:
     """One consumer's share in the cost: its weights W (n, o), and the features (n,) of each of c channels.
 
     second: E[f f'] with its ridge, (n, n). blocks: (c, b) places among the features, -1 where a channel has fewer.
-    All that is dense stays on the device; what leaves it is a price for each channel.
+    All that is dense stays on the device: a removal takes places of features there, and prices (c,) come back.
 
     Removals are collected: the inverse and the weights of now are those of the last update less P'P and P'L, where P
     (k, n) and L (k, o) have a row for every feature that has left since. An update also drops these features.
@@ -47,6 +47,7 @@ class Term:
         self._blocks = np.where(blocks < 0, len(self._inverse) - 1, blocks)
         self._absent = blocks < 0  # and what has left
         self._alive = np.ones(len(self._inverse), bool)
+        self._one = device.put(np.eye(blocks.shape[1]))
         self._reserve()
         self._diagonal = self._inverse[self._places[:, :, None], self._places[:, None, :]]
         if self._absent.any():  # dummies of one block are not the same feature
@@ -85,7 +86,7 @@ class Term:
         lost = linalg.solve_lower(root, self._weights[block] - before @ losts)
         own = lost @ self._weights.T - (lost @ losts.T) @ panels
         self._charge(panel, own, lost @ lost.T)
-        self._diagonal[channel] = self._device.put(np.eye(self._blocks.shape[1]))
+        self._diagonal[channel] = self._one
         self._energy[channel] = 0.0
         end = self._used + features.size
         self._panels[self._used : end], self._lost[self._used : end] = panel, lost

@@ -173,7 +173,7 @@ class SettingsOptions:
         str | None,
         Parameter(
             group=_MODEL,
-            help="Where least squares, greedy, reprune and merges compute: cpu; cuda, cuda:N by torch; torch on the CPU."
+            help="Where least squares, greedy, reprune and merges compute: cpu; cuda or cuda:N: torch; torch on CPU."
             f" (default {_DEFAULT.device})",
         ),
     ] = None

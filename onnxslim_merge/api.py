@@ -52,7 +52,8 @@ def slim(
     settings = make_settings(**options)
     writes, data = output is not None and not dry_run, settings.calibration_data
     images = data is not None and find_files(data).images
-    for text in settings.without_effect(options, measures=not dry_run, writes=writes, images=images):
+    planned = settings if plan is None else settings.with_record(_plan(plan).settings)
+    for text in planned.without_effect(options, measures=not dry_run, writes=writes, images=images):
         warnings.warn(text, stacklevel=2)
     target, save_plan, report = (None if path is None else Path(path) for path in (output, save_plan, report))
     return run_slim(
@@ -65,6 +66,10 @@ def slim(
         dry_run=dry_run,
         progress=progress,
     )
+
+
+def _plan(plan: SlimPlan | str | Path) -> SlimPlan:
+    return plan if isinstance(plan, SlimPlan) else SlimPlan.load(Path(plan))
 
 
 def _refuse_beside_plan(options: Mapping[str, Any]) -> None:

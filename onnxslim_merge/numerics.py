@@ -106,7 +106,7 @@ class _Lapack:
         root, info = dpotrf(matrix, lower=True)
         if info == 0:
             lower, info = dpotri(root, lower=True)
-        if info != 0:
+        if info != 0 or not np.isfinite(np.diagonal(lower)).all():
             raise LinAlgError("not positive definite")
         for start in range(0, len(lower), STRIP):  # the other half; a whole transpose takes memory and time
             stop = start + STRIP

@@ -239,6 +239,10 @@ class Work:
         self.notes.append(
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"
         )
+        if self.run.settings.refits and self.run.settings.calibration_data is None:
+            self.notes.append(
+                "layers are refitted on synthetic samples: give --calibration-data, as the plan may have had"
+            )
         views, self.selection = Views(self.analysis), replayed_choice(plan, self.analysis)
         kept = self.selection.kept
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}

@@ -93,6 +93,8 @@ def parse_numbers(name: str, value: Any, *, one: bool = False) -> tuple[Any, ...
 
     Raises UsageError for bad texts, and if there are several instead of one.
     """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     items = value.split(",") if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     if one and len(items) != 1:
         raise UsageError(f"--{name} {value!r}: give one number")

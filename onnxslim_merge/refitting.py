@@ -69,7 +69,8 @@ class Refitter:
         except VerifyError as error:
             found, why = None, str(error)
         if found is None:
-            self.notes.append(f"no least squares ({why}): merged instead")
+            note = f"no least squares ({why}): merged instead"
+            self.notes += [] if note in self.notes else [note]  # it may be tried again with other channels
         return found
 
 

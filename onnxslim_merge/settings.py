@@ -292,10 +292,10 @@ def option_name(name: str) -> str:
 def parse_size(size: int | str) -> int:
     """Bytes from a number or from `500MB`, `1.5 GiB`, `4096`. Raises UsageError."""
     found = SIZE.fullmatch(str(size).strip())
-    bytes_ = int(float(found[1]) * UNITS[found[2].lower()]) if found else 0
-    if bytes_ < LEAST_MEMORY:
+    bytes_ = float(found[1]) * UNITS[found[2].lower()] if found else 0.0
+    if not LEAST_MEMORY <= bytes_ < float("inf"):
         raise UsageError(f"--memory-limit {size!r}: expected at least 64MiB, as in 500MB or 2GiB")
-    return bytes_
+    return int(bytes_)
 
 
 def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,13 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge.compensation import least_squares
+from onnxslim_merge.compensation.onesided import Limits, one_sided
+from onnxslim_merge.compensation.ridge import fit
+from onnxslim_merge.errors import OutputError, UsageError
+from onnxslim_merge.samples import InputSpec, with_mirror_images
+from onnxslim_merge.settings import parse_size
+from onnxslim_merge.statistics.gram import Gram
+from onnxslim_merge.statistics.readings import Sample
 from onnxslim_merge.verify import speed
 from onnxslim_merge.views import Views
 
@@ -242,3 +249,99 @@ def test_the_last_layer_before_a_sum_makes_up_for_the_other_branch(tmp_path, mon
     both = error()
     monkeypatch.setattr(Views, "leads_to", lambda views, consumer: (consumer.output, None))
     assert both < 0.99 * error()
+
+
+# -- samples that are not what one would wish ------------------------------------------------------------------------
+
+GUARDED = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
+<float[8,3,1,1] w, float[8] b, float[8,8,1,1] v, float zero, float[6,8,3,3] u, float[4,6,1,1] t>
+{ h = Conv (x, w, b) s = Sqrt (h) m = Conv (s, v) n = IsNaN (m) g = Where (n, zero, m)
+  k = Conv <pads = [1, 1, 1, 1]> (g, u) r = Relu (k) y = Conv (r, t) }"""
+
+
+@pytest.mark.parametrize("options", [{}, {"criterion": "consumer"}, {"compensation": "mean+merge"}])
+def test_numbers_that_are_not_finite_do_not_reach_the_weights(tmp_path, options):
+    """The graph itself mends what a negative pixel makes of the square root; a sum of activations cannot."""
+    model = replace_weights(parse(GUARDED), {"zero": np.float32(0)})
+    rows = np.abs(weights(model)["w"])
+    model = replace_weights(model, {"w": rows, "b": np.ones(8, np.float32)})
+    pixels = np.random.default_rng(0).random((32, 3, 8, 8), np.float32)
+    pixels[5, :, 2, 3] = -500
+    np.savez(tmp_path / "data.npz", x=pixels)
+    result = onnxslim_merge.slim(model, ratio=0.5, calibration_data=tmp_path / "data.npz", **options)
+    assert all(np.isfinite(array).all() for array in weights(result.model).values())
+    assert any("finite" in note for note in result.report.notes)
+    assert not any("our bug" in note for note in result.report.notes)
+
+
+def test_masks_beside_images_stay_as_they_are():
+    specs = [
+        InputSpec("x", np.dtype(np.float32), ("N", 3, 8, 8)),
+        InputSpec("mask", np.dtype(np.float32), ("N", 1, 1, 8)),
+    ]
+    feed = {"x": np.arange(192.0, dtype=np.float32).reshape(1, 3, 8, 8), "mask": np.ones((1, 1, 1, 8), np.float32)}
+    assert len(with_mirror_images([feed] * 8, specs, 8)) == 8
+    alone = with_mirror_images([{"x": feed["x"]}] * 10, specs[:1], 8)
+    assert len(alone) == 18  # of the incomplete cycle only the images themselves
+    np.testing.assert_array_equal(alone[8]["x"], feed["x"][..., ::-1])
+
+
+def test_layers_too_wide_for_the_memory_are_merged_and_said(tmp_path):
+    model = parse("""g (float[N, 4] x) => (float[N, 5] y) <float[4,2048] w, float[2048] b, float[2048,5] v>
+    { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
+    data, _ = calibration(tmp_path, model, 32)
+    notes = onnxslim_merge.slim(model, calibration_data=data, memory_limit="64MiB").report.notes
+    assert any("2048 features are too many for --memory-limit" in note for note in notes)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    model = parse(NETS["residual"])
+    data, _ = calibration(tmp_path, model, 64)
+    monkeypatch.setattr("onnxslim_merge.statistics.tracks.np.save", full)
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.parse_size", lambda size: 2**10)
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.hindrance", lambda *args: None)
+    with pytest.raises(OutputError, match="--memory-limit"):
+        onnxslim_merge.slim(model, calibration_data=data, **FIT)
+
+
+@pytest.mark.parametrize(("size", "expected"), [("64MiB", 1 << 26), ("1.5 GB", 1_500_000_000), (1 << 30, 1 << 30)])
+def test_sizes(size, expected):
+    assert parse_size(size) == expected
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "63MiB", "two", "-1GB", ""])
+def test_bad_sizes(size):
+    with pytest.raises(UsageError, match="--memory-limit"):
+        onnxslim_merge.Settings(memory_limit=size)
+
+
+# -- error that a Relu cuts off --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_aiming_at_what_is_left_lowers_the_distance_that_counts(seed):
+    """Every round is a projection onto a convex set or a least-squares fit: the distance can only fall."""
+    rng = np.random.default_rng(seed)
+    f, y = rng.normal(size=(400, 6)).astype(np.float32), rng.normal(size=(400, 3)).astype(np.float32)
+    y[:, 0] += f[:, 0] * 2
+    scale, offset = np.array([1.5, -0.5, 1.0]), np.array([0.3, -0.2, 0.0])
+    samples = [Sample(f[i::4], y[i::4], (scale * y + offset).astype(np.float32)[i::4], i == 3) for i in range(4)]
+    sums = [Gram.zeros(6, 3), Gram.zeros(6, 3)]
+    for sample in samples:
+        sums[sample.held].add(sample.features.astype(float), sample.targets.astype(float))
+    found = fit(*sums, {"plain": np.zeros((6, 3))}, np.ones(3))
+    limits, seen = Limits(0.0, np.inf, scale), [s for s in samples if not s.held]
+    better = one_sided(found, sums[0], seen, limits, np.ones(3), gain=1.0)
+    assert better is not None
+
+    def distance_left(weights, intercept):
+        total = 0.0
+        for sample in seen:
+            t, p = sample.before, sample.before + scale * (sample.features @ weights + intercept - sample.targets)
+            total += np.square(np.where(t > 0, p - t, np.maximum(p, 0))).sum()
+        return total
+
+    assert distance_left(*better[:2]) < distance_left(found.weights, found.intercept)

@@ -146,16 +146,12 @@ class _Search:
 def penalties(sums: Gram, covariance: Any, strength: float) -> Any:
     """What is added to the diagonal of features' covariances, (n,): `strength` times each one's own variance.
 
-    So features of any scale are shrunk alike; those that hardly vary count as a hundredth of the mean. To that comes
-    what variance a feature is known to have beyond the samples' (`sums.least`): a channel that is silent in them, and
-    tells a class that is not among them, is as dear as it is on the data that the network was trained on.
-    covariance: of the features, as `sums` have it.
+    So features of any scale are shrunk alike; those that hardly vary count as a hundredth of the mean. covariance: of
+    the features, as `sums` have it.
     """
-    xp = sums.device.xp
-    own = xp.linalg.diagonal(covariance)
-    known = xp.maximum(own, sums.least)
-    floor = FLOOR * float(known.mean()) if len(known) else 0.0
-    return strength * known.clip(min=floor) + known - own
+    own = sums.device.xp.linalg.diagonal(covariance)
+    floor = FLOOR * float(own.mean()) if len(own) else 0.0
+    return strength * own.clip(min=floor)
 
 
 def _factored(device: Device, covariance: Any, ridge: Any) -> Any:

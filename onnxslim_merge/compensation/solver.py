@@ -107,6 +107,9 @@ class Solver:
         shift = np.repeat(donors.offset[:, None], columns.positions.shape[1], 1)
         if self.statistics is not None and self.settings.carries_mean:
             mean = self.statistics.at(cell, columns).mean - (consumer.fill or 0.0)
+            if not np.isfinite(mean).all():
+                self.solution.notes.append(f"{cell.name}: means that are not finite on these samples are left out")
+                mean = np.where(np.isfinite(mean), mean, 0.0)
             shift = mean[removed] - donors.share(cell.size) @ mean
         if shift.any() and not takes_mean(self.views, consumer):
             self.solution.notes.append(f"{cell.name}: {consumer.node} has no bias that could take means")

@@ -28,7 +28,6 @@ from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.settings import parse_size
-from onnxslim_merge.statistics.closed_form import Known
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
@@ -75,7 +74,6 @@ class Stepwise:
         self._done: set[int] = set()
         sizes = {name: amount.keep for name, amount in amounts.items()} if kept is None else _sizes(kept)
         self.cells = [cell for cell in views.analysis.cells if sizes.get(cell.name, cell.size) < cell.size]
-        self._known = Known(views)
         self._columns = {cell.name: views.columns(cell) for cell in self.cells}
         solver.open = Counter(c.consumer for found in self._columns.values() for c in found)
         self._cells_of: dict[int, list[tuple[Cell, Columns]]] = {}
@@ -165,7 +163,8 @@ class Stepwise:
     def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Reading]:
         """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
         stays = keep_mask(self.views.analysis, self.kept)
-        readings = {i: self._reading(i, stays) for i in indices}
+        room = self._memory // 32 // max(len(indices), 1)  # an eighth, in numbers of float32
+        readings = {i: self._reading(i, stays, room) for i in indices}
         ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         if not readings:
             return {}
@@ -187,12 +186,15 @@ class Stepwise:
         else:
             self.tracks.taps = self._taps(self._solvable - self._done - readings.keys())
             self.tracks.advance([*outputs, *sides, *ends.values()], [*inputs, *sides], visit)
-        return readings
+        sound = {i: reading for i, reading in readings.items() if reading.finite}
+        for index in readings.keys() - sound.keys():
+            node = self.views.analysis.consumers[index].node
+            self._note(f"{node}: not refitted, as it reads or should give numbers that are not finite on these samples")
+        return sound
 
-    def _reading(self, index: int, stays: NDArray[np.bool_]) -> Reading:
-        mine, known = stays[self.views.analysis.consumers[index].labels], self._known.variances(index)
-        holds, device = self._first is None, self.solver.device
-        return Reading.start(self.views, index, mine, known, holds=holds, device=device)
+    def _reading(self, index: int, stays: NDArray[np.bool_], room: int) -> Reading:
+        mine, holds = stays[self.views.analysis.consumers[index].labels], self._first is None
+        return Reading.start(self.views, index, mine, holds=holds, room=room, device=self.solver.device)
 
     def _is_settled(self, index: int) -> bool:
         """Whether the other branch of the sum that a consumer ends in is done, so that it can make up for that."""
@@ -210,6 +212,10 @@ class Stepwise:
         line = safe.reshape([-1 if slot is not None and a == slot.axis else 1 for a in range(original.ndim)])
         return np.asarray((original - slim) / line, original.dtype)
 
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
     # -- choice -------------------------------------------------------------------------------------------------------
 
     def _choose(self, cell: Cell, ahead: Mapping[int, Reading], found: Mapping[int, Reading]) -> None:
@@ -224,7 +230,7 @@ class Stepwise:
                     return
             why = "the samples are too few to tell more" if parts else "no consumer can be refitted"
         except LinAlgError:
-            why = "its channels do not vary on these samples"
+            why = "they cannot be told apart on these samples"
         self.notes.append(f"{cell.name}: chosen by the weights of its consumers, as {why}")
         settings = replace(self.solver.settings, criterion="consumer")
         choice = choose(self.views, cell, keep, None, settings, self.solver.device)
@@ -281,7 +287,8 @@ class Stepwise:
         slot, gain = consumer.bias, np.concatenate(intercepts)
         if slot is not None and slot.node == consumer.node:
             gain = gain - self.views.bias(slot, gain.size)
-        solution.weights[index], solution.biases[index] = weight, gain
+        if np.isfinite(weight).all() and np.isfinite(gain).all():
+            solution.weights[index], solution.biases[index] = weight, gain
 
     def _one_sided(
         self, reading: Reading, found: Fit, train: Gram, features: Ids, importance: Floats

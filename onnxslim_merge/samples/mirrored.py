@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_merge.samples.specs import InputSpec
+from onnxslim_merge.samples.specs import Batching, InputSpec
 from onnxslim_merge.samples.synthetic import image_axis
 
 Feed = dict[str, NDArray[Any]]
 
 
 def with_mirror_images(feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int) -> list[Feed]:
-    """Every batch and, where an input looks like an image, the same one with left and right exchanged.
+    """Every batch and, where all inputs that hold samples look like images, the same with left and right exchanged.
 
     The mirror images of batch i stand at a place with the same remainder by `cycle`, so that who holds out every
     `cycle`-th batch never fits a mirror image of what it holds out; those of an incomplete last cycle are left out.
     """
-    axes = {spec.name: axis for spec in specs if (axis := image_axis(spec, feeds[0][spec.name].shape)) is not None}
-    if not axes:
+    axes = {}
+    for spec in specs:
+        axis, shape = image_axis(spec, feeds[0][spec.name].shape), feeds[0][spec.name].shape
+        if axis is not None and min(shape[2:] if axis == 1 else shape[1:3]) > 1:
+            axes[spec.name] = axis
+    if not axes or not axes.keys() >= Batching.of(specs).names:  # a mask, say, would no longer fit its tokens
         return list(feeds)
     found: list[Feed] = []
     for start in range(0, len(feeds), cycle):

@@ -14,7 +14,7 @@ from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Flow
 from onnxslim_merge.runtime import Runner
 from onnxslim_merge.values import channel_entries
-from onnxslim_merge.views import Columns, Floats, Views
+from onnxslim_merge.views import Floats, Views
 
 # The trapezoid rule on a grid is exact to 1e-4 also for functions with kinks, where Gauss-Hermite is good to 1e-2.
 GRID = np.linspace(-6.0, 6.0, 513)
@@ -48,31 +48,6 @@ def closed_moments(views: Views, cell: Cell, tensor: str) -> tuple[Floats, Float
         elif flow.elementwise:
             grid = _run_alone(views, flow, grid)
     return grid @ DENSITY, None if averaged else grid**2 @ DENSITY
-
-
-class Known:
-    """The variances of channels at the inputs of their consumers, as far as BatchNormalization tells them."""
-
-    def __init__(self, views: Views) -> None:
-        """Index the cells by who reads them."""
-        self._views = views
-        self._cells: dict[int, list[tuple[Cell, Columns]]] = {}
-        if any(flow.moments is not None for flow in views.analysis.flows.values()):
-            for cell in views.analysis.cells:
-                for columns in views.columns(cell):
-                    self._cells.setdefault(columns.consumer, []).append((cell, columns))
-
-    def variances(self, consumer: int) -> Floats:
-        """(n,) along the axis of channels that a consumer reads; 0 where nothing is known."""
-        reader = self._views.analysis.consumers[consumer]
-        found = np.zeros(reader.labels.size)
-        for cell, columns in self._cells.get(consumer, ()):
-            moments = closed_moments(self._views, cell, reader.x)
-            if moments is not None and moments[1] is not None:
-                variance = (moments[1] - moments[0] ** 2).clip(min=0.0)
-                there = columns.positions >= 0
-                found[columns.positions[there]] = np.broadcast_to(variance[:, None], there.shape)[there]
-        return found
 
 
 def _chain(views: Views, cell: Cell, tensor: str) -> list[tuple[str, Flow]] | None:

@@ -17,7 +17,6 @@ Floats = NDArray[np.float64]
 class Gram:
     """Sums over rows: count, features f (n,), f f' (n, n), targets y (o,), f y' (n, o), y^2 (o,).
 
-    least: the variance that features are known to have, (n,), 0 where nothing is known; samples may show less.
     All of these stay on `device`.
     """
 
@@ -27,15 +26,13 @@ class Gram:
     y: Any
     fy: Any
     yy: Any
-    least: Any
     device: Device = CPU
 
     @classmethod
-    def zeros(cls, features: int, outputs: int, least: Floats | None = None, device: Device = CPU) -> Gram:
+    def zeros(cls, features: int, outputs: int, device: Device = CPU) -> Gram:
         """No rows yet."""
         n, o, zeros = features, outputs, device.zeros
-        known = zeros(n) if least is None else device.put(least)
-        return cls(0, zeros(n), zeros(n, n), zeros(o), zeros(n, o), zeros(o), known, device)
+        return cls(0, zeros(n), zeros(n, n), zeros(o), zeros(n, o), zeros(o), device)
 
     def add(self, features: NDArray[Any], targets: NDArray[Any]) -> None:
         """Rows (r, n) of features and (r, o) of targets; products within these are of their type, sums float64."""
@@ -52,13 +49,19 @@ class Gram:
         """The same rows with some of the features."""
         some = self.device.put(features)
         f, ff, fy = self.f[some], self.ff[some[:, None], some[None, :]], self.fy[some]
-        return Gram(self.count, f, ff, self.y, fy, self.yy, self.least[some], self.device)
+        return Gram(self.count, f, ff, self.y, fy, self.yy, self.device)
 
     def giving(self, targets: NDArray[np.int64]) -> Gram:
         """The same rows with some of the targets."""
         some = self.device.put(targets)
         y, fy, yy = self.y[some], self.fy[:, some], self.yy[some]
-        return Gram(self.count, self.f, self.ff, y, fy, yy, self.least, self.device)
+        return Gram(self.count, self.f, self.ff, y, fy, yy, self.device)
+
+    @property
+    def finite(self) -> bool:
+        """Whether no row held NaN or infinity."""
+        parts = (self.device.get(part) for part in (self.f, self.y, self.yy, self.device.xp.linalg.diagonal(self.ff)))
+        return all(bool(np.isfinite(part).all()) for part in parts)
 
     @property
     def means(self) -> tuple[Any, Any]:

@@ -49,6 +49,7 @@ class Reading:
     held: list[Gram] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     holds: bool = True
+    room: int = SAMPLED
 
     @classmethod
     def start(
@@ -56,24 +57,29 @@ class Reading:
         views: Views,
         index: int,
         stays: NDArray[np.bool_],
-        least: NDArray[np.float64],
         *,
         holds: bool = True,
+        room: int = SAMPLED,
         device: Device = CPU,
     ) -> Reading:
-        """No rows yet. stays: of the input's channels, (n,). least: the variances that they are known to have, (n,).
+        """No rows yet. stays: of the input's channels, (n,). holds: whether samples are held out.
 
-        holds: whether samples are held out. device: where sums are.
+        room: numbers of `samples` that may be kept. device: where sums are.
         """
         consumer = views.analysis.consumers[index]
         parts = stays.reshape(consumer.groups, -1)
         channels = [np.flatnonzero(part) + group * parts.shape[1] for group, part in enumerate(parts)]
         taps = int(np.prod(consumer.window.kernel)) if consumer.window is not None else 1
-        reading = cls(index, consumer, channels, taps, holds=holds)
+        reading = cls(index, consumer, channels, taps, holds=holds, room=min(room, SAMPLED))
         width = views.width(consumer) // consumer.groups
         for sums in (reading.train, reading.held):
-            sums += [Gram.zeros(taps * part.size, width, np.tile(least[part], taps), device) for part in channels]
+            sums += [Gram.zeros(taps * part.size, width, device) for part in channels]
         return reading
+
+    @property
+    def finite(self) -> bool:
+        """Whether no row held NaN or infinity."""
+        return all(gram.finite for gram in (*self.train, *self.held))
 
     @property
     def features(self) -> int:
@@ -107,7 +113,7 @@ class Reading:
             rows, width = input_rows(self.consumer, x, shape, where, channels), len(gram.y)
             gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
         if before is not None:
-            some = min(SAMPLED // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1
+            some = min(self.room // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1
             step = slice(None, None, max(-(-len(rows) // some), 1))
             found = [a[step].astype(np.float32) for a in (rows, targets, output_rows(before, axis, where))]
             self.samples.append(Sample(found[0], found[1], found[2], sums is self.held))

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxslim_merge.errors import OutputError
 from onnxslim_merge.runtime import Runner
 
 Array = NDArray[Any]
@@ -42,7 +43,13 @@ class Store:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxslim_merge.")
             self.spilled += 1
             item = Path(self._folder.name) / f"{self.spilled}.npy"
-            np.save(item, array)
+            try:
+                np.save(item, array)
+            except OSError as error:
+                where = f"{self._folder.name} ({error.strerror or error})"
+                raise OutputError(
+                    f"activations cannot be kept in {where}: set TMPDIR or a higher --memory-limit"
+                ) from error
         else:
             self.held += array.nbytes
         self._arrays.setdefault((slim, name), {})[batch] = item

@@ -60,7 +60,7 @@ def test_choice_and_merges(device, name, donors):
 
 
 def sums(device, features, targets) -> Gram:
-    found = Gram.zeros(features.shape[1], targets.shape[1], np.full(features.shape[1], 1e-3), device)
+    found = Gram.zeros(features.shape[1], targets.shape[1], device)
     for part in range(0, len(features), 16):
         found.add(features[part : part + 16], targets[part : part + 16])
     return found

@@ -10,12 +10,12 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 import onnxslim_merge
 from onnxslim_merge.compensation import least_squares
 from onnxslim_merge.compensation.onesided import Limits, one_sided
-from onnxslim_merge.compensation.ridge import fit
+from onnxslim_merge.compensation.ridge import fit, fit_again
 from onnxslim_merge.errors import OutputError, UsageError
 from onnxslim_merge.samples import InputSpec, with_mirror_images
 from onnxslim_merge.settings import parse_size
 from onnxslim_merge.statistics.gram import Gram
-from onnxslim_merge.statistics.readings import Sample
+from onnxslim_merge.statistics.readings import Reading, Sample
 from onnxslim_merge.verify import speed
 from onnxslim_merge.views import Views
 
@@ -345,3 +345,64 @@ def test_aiming_at_what_is_left_lowers_the_distance_that_counts(seed):
         return total
 
     assert distance_left(*better[:2]) < distance_left(found.weights, found.intercept)
+
+
+# -- what is held out ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_a_second_sweep_holds_nothing_of_the_data_out(tmp_path, monkeypatch, data):
+    """What was held out in the first sweep chose ridges only; of synthetic samples there could be more."""
+    model, start, seen = parse(PLAIN), Reading.start, []
+
+    def spied(*args, **options):
+        seen.append(start(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(Reading, "start", spied)
+    path = calibration(tmp_path, model, 64)[0] if data else None
+    onnxslim_merge.slim(model, ratio=0.5, calibration_data=path, dry_run=True, **FIT)
+    first, last = seen[0], seen[-1]
+    assert (first.holds, first.held[0].count > 0) == (True, True)
+    assert (last.holds, last.held[0].count > 0) == (not data, not data)
+    if data:
+        assert last.train[0].count == first.train[0].count + first.held[0].count
+
+
+def test_a_fit_of_other_samples_keeps_anchor_and_ridge():
+    rng = np.random.default_rng(0)
+    sums = [Gram.zeros(5, 2), Gram.zeros(5, 2)]
+    for gram in sums:
+        f = rng.normal(size=(100, 5))
+        gram.add(f, f @ rng.normal(size=(5, 2)) + rng.normal(size=(100, 2)))
+    anchors = {"plain": np.ones((5, 2))}
+    found = fit(sums[0], sums[0], anchors, np.ones(2))
+    again = fit_again(sums[1], anchors, found)
+    covariance, cross = sums[1].covariances
+    ridge = np.diag(found.strength * np.diagonal(covariance))
+    expected = np.linalg.solve(covariance + ridge, cross + ridge @ anchors["plain"])
+    np.testing.assert_allclose(again.weights, expected, rtol=1e-9)
+    f, y = sums[1].means
+    np.testing.assert_allclose(again.intercept, y - f @ expected, rtol=1e-9)
+    assert (again.strength, again.anchor) == (found.strength, "plain")
+
+
+def test_weights_choose_where_samples_are_too_few(tmp_path):
+    """As many samples as channels: all can be made up for, in these samples."""
+    model = parse("""g (float[N, 64] x) => (float[N, 24] y) <float[64,160] w, float[160] b, float[160,24] v>
+    { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
+    data, _ = calibration(tmp_path, model, 24)
+    few = onnxslim_merge.slim(model, calibration_data=data)
+    assert any("samples are too few to tell more" in note for note in few.report.notes)
+    by_weights = onnxslim_merge.slim(model, calibration_data=data, criterion="consumer")
+    assert few.plan.cells[0].keep == by_weights.plan.cells[0].keep
+    data, _ = calibration(tmp_path, model, 4096)
+    many = onnxslim_merge.slim(model, calibration_data=data)
+    assert not any("too few" in note for note in many.report.notes)
+    assert many.plan.cells[0].keep != by_weights.plan.cells[0].keep
+
+
+def test_without_data_and_batchnorm_weights_choose():
+    model = parse(PLAIN)
+    plan = onnxslim_merge.slim(model, compensation="least-squares", dry_run=True).plan
+    assert (plan.settings["criterion"], plan.settings["compensation"]) == ("consumer", "least-squares")

@@ -73,9 +73,9 @@ class SettingsOptions:
         Criterion | None,
         Parameter(
             group=_METHOD,
-            help="Which channels stay. consumer came out best on real models (docs/criteria.md); l2-gm where all is"
-            " fully connected; reprune where filters repeat each other, with --geometry cosine at any scale;"
-            " greedy, with least-squares, where accuracy counts more than minutes."
+            help="Which channels stay. auto: greedy with least-squares, on data or what BatchNormalization tells, where"
+            " accuracy counts more than minutes; else consumer, the best without data (docs/criteria.md). l2-gm where"
+            " all is fully connected; reprune where filters repeat each other, with --geometry cosine at any scale."
             f" (default {_DEFAULT.criterion})",
         ),
     ] = None
@@ -100,8 +100,8 @@ class SettingsOptions:
         Parameter(
             group=_METHOD,
             help="What the next layers get for those that go; least-squares: refitted on samples, the best and"
-            " the slowest; auto: merge by all donors, and the mean if"
-            f" BatchNormalization or data tells it. (default {_DEFAULT.compensation})",
+            " the slowest; auto: least-squares with --calibration-data, else merge by all donors, and the mean if"
+            f" BatchNormalization tells it. (default {_DEFAULT.compensation})",
         ),
     ] = None
     threshold: Annotated[

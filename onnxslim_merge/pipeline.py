@@ -240,9 +240,7 @@ class Work:
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"
         )
         if self.run.settings.refits and self.run.settings.calibration_data is None:
-            self.notes.append(
-                "layers are refitted on synthetic samples: give --calibration-data, as the plan may have had"
-            )
+            self.notes.append("refitted on synthetic samples: give --calibration-data, as the plan may have had")
         views, self.selection = Views(self.analysis), replayed_choice(plan, self.analysis)
         kept = self.selection.kept
         found = {name: Amount(len(keep), "slimmed", "", "--plan") for name, keep in kept.items()}
@@ -287,7 +285,7 @@ class Work:
             check_file(self.source, model)
             twin = judge.require_twin(plan)
             fidelity, count_ = judge.fidelity(model, settings.score_output)
-            self.notes += remarks.on_samples(plan, self.samples, settings)
+            self.notes += remarks.on_samples(plan, self.samples, settings, fidelity)
             self.notes += remarks.on_exactness(plan, twin, fidelity)
         with self.run.stage("speed"):
             feeds = self.samples.first(1, input_specs(self.source.proto)).feeds[0]
@@ -323,6 +321,7 @@ class Work:
             twin_max_error=outcome.twin_error,
             speed=outcome.speeds,
             groups=group_reports(plan),
+            settings=settings.record(),
             refusals=refusal_reports(self.analysis.refusals),
             notes=(*plan.notes, *remarks.on_choice(plan, self.source, settings, self.automatic), *self.notes),
             stages=self.run.stages,

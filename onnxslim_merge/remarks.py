@@ -12,6 +12,7 @@ from onnxslim_merge.verify.fidelity import Fidelity
 from onnxslim_merge.verify.gates import Twin
 from onnxslim_merge.verify.speed import Speed
 
+LITTLE = 0.5  # a cosine; that of unrelated outputs is about 0
 FEW_SAMPLES = 32  # a mean of fewer is an anecdote
 GROWTH, OWN = 1.02, 1 << 13  # of the file, and bytes; below it is value_info and metadata
 
@@ -54,7 +55,12 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
     return notes
 
 
-def on_samples(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
+def on_samples(plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity) -> list[str]:
+    """Of what was judged on: whether it says much, and outputs that have little in common with the original's."""
+    return _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
+
+
+def _fitted(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
     """Of calibration data: it is fitted to and judged on, which flatters a small set, and least squares any."""
     fitted = settings.calibration_data is not None and (settings.carries_mean or settings.criterion == "impact")
     if not removes(plan) or not fitted:
@@ -63,6 +69,15 @@ def on_samples(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str
         seen = "fidelity is that on the samples that layers were fitted to: on others it is lower, measure your metric"
         return [seen] if settings.refits else []
     return [f"only {samples.count} calibration samples, both fitted to and judged on: fidelity looks better than it is"]
+
+
+def _unlike(plan: SlimPlan, samples: Samples, fidelity: Fidelity) -> list[str]:
+    """Of outputs that have little in common with the original's."""
+    if not removes(plan) or fidelity.cosine is None or fidelity.cosine >= LITTLE:
+        return []
+    made_up = samples.source.startswith("synthetic")
+    advice = "; these inputs are made up, so judge by --calibration-data" if made_up else ": try a smaller --ratio"
+    return [f"the outputs have little in common with the original's (cosine {fidelity.cosine:.2f}){advice}"]
 
 
 def on_exactness(plan: SlimPlan, twin: Twin, fidelity: Fidelity) -> list[str]:

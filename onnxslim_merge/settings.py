@@ -294,7 +294,7 @@ def parse_size(size: int | str) -> int:
     found = SIZE.fullmatch(str(size).strip())
     bytes_ = float(found[1]) * UNITS[found[2].lower()] if found else 0.0
     if not LEAST_MEMORY <= bytes_ < float("inf"):
-        raise UsageError(f"--memory-limit {size!r}: expected at least 64MiB, as in 500MB or 2GiB")
+        raise UsageError(f"--memory-limit {size!r}: expected a size of at least 64MiB, as in 500MB or 2GiB")
     return int(bytes_)
 
 

@@ -10,7 +10,9 @@ import os
 import numpy as np
 import pytest
 from rich.console import Console
+from textmodels import parse, replace_weights
 
+import onnxslim_merge
 from onnxslim_merge.errors import OutputError
 from onnxslim_merge.report import Change, FileRef, GroupReport, RefusalReport, Report, progress, render
 from onnxslim_merge.verify.fidelity import Fidelity, OutputFidelity
@@ -233,3 +235,22 @@ def test_long_group_names_keep_their_end_and_are_whole_with_verbose():
     assert "conv2d_13/Conv2D1" in shown(report, width=200)
     assert "model/batch" not in shown(report, width=200)
     assert name in shown(report, width=400, verbose=True)
+
+
+def test_the_report_says_how_and_warns_of_outputs_with_nothing_in_common():
+    model = parse("""g (float[N, 8] x) => (float[N, 3] y) <float[8,4] w, float[4] b, float[4,3] v>
+    { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
+    rng = np.random.default_rng(0)
+    strong = np.zeros((4, 3), np.float32)
+    strong[:3] = np.eye(3)
+    strong[3] = -0.01  # the channel with the largest weights stays, and says the opposite of the others
+    rows = rng.normal(size=(8, 4)).astype(np.float32) * [1, 1, 1, 9]
+    model = replace_weights(model, {"w": rows.astype(np.float32), "v": strong})
+    result = onnxslim_merge.slim(model, ratio=0.75, compensation="none", criterion="l2")
+    report = result.report.to_dict()
+    assert (report["settings"]["criterion"], report["settings"]["compensation"]) == ("l2", "none")
+    assert result.report.fidelity.cosine < 0.5
+    assert any("little in common" in note for note in report["notes"])
+    whole = onnxslim_merge.slim(model, ratio=0.25, compensation="none", criterion="consumer").report
+    assert whole.fidelity.cosine > 0.9
+    assert not any("little in common" in note for note in whole.notes)

@@ -66,7 +66,8 @@ class RefusalReport:
 class Report:
     """Everything that is known after a run; parts that were not measured are None or empty.
 
-    input_shapes: the sizes at which the model was tried, by input.
+    input_shapes: the sizes at which the model was tried, by input. settings: those that decided the plan, "auto"
+    resolved.
     samples, fidelity_source: how many samples `fidelity` was measured on, and where they came from.
     twin_max_error: max |small - twin| / max |twin|. stages: seconds by name, in order. elapsed_s: the whole run.
     """
@@ -86,6 +87,7 @@ class Report:
     groups: tuple[GroupReport, ...] = ()
     refusals: tuple[RefusalReport, ...] = ()
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, float] = field(default_factory=dict)
     elapsed_s: float = 0.0
 
@@ -111,6 +113,7 @@ class Report:
                 "groups": self.groups,
                 "refusals": self.refusals,
                 "notes": self.notes,
+                "settings": self.settings,
                 "stages": self.stages,
                 "elapsed_s": self.elapsed_s,
             }

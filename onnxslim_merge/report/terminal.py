@@ -29,6 +29,9 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     console.print(_fidelity(report))
     if report.groups:
         console.print(_groups(report.groups, verbose=verbose))
+    if report.settings:
+        how = "criterion {criterion}, compensation {compensation}".format(**report.settings)
+        console.print(f"{how}\n", highlight=False)
     for note in report.notes:
         console.print(f"[yellow]note[/]  {escape(note)}", highlight=False, soft_wrap=not console.is_terminal)
     if report.refusals:

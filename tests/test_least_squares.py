@@ -10,6 +10,7 @@ from textmodels import distance, feeds, parse, replace_weights, run, weights
 import onnxslim_merge
 from onnxslim_merge.compensation import least_squares
 from onnxslim_merge.compensation.onesided import Limits, one_sided
+from onnxslim_merge.compensation.refittable import cutoff
 from onnxslim_merge.compensation.ridge import fit, fit_again
 from onnxslim_merge.errors import OutputError, UsageError
 from onnxslim_merge.samples import InputSpec, with_mirror_images
@@ -406,3 +407,34 @@ def test_without_data_and_batchnorm_weights_choose():
     model = parse(PLAIN)
     plan = onnxslim_merge.slim(model, compensation="least-squares", dry_run=True).plan
     assert (plan.settings["criterion"], plan.settings["compensation"]) == ("consumer", "least-squares")
+
+
+@pytest.mark.parametrize("end", ["Relu (h)", "Clip (h, low, high)"])
+def test_a_layer_in_front_of_a_cut_off_is_fitted_for_it(tmp_path, monkeypatch, end):
+    """The distance that counts falls, on samples that no fit saw, against the same fit without that."""
+    low, high = (0, np.inf) if end.startswith("Relu") else (-1, 1)
+    model = parse(f"""g (float[N, 16] x) => (float[N, 8] y) <float[16,24] w, float[24] b, float[24,32] v, float[32] c,
+    float low, float high, float[32,8] u>
+    {{ a = MatMul (x, w) p = Add (a, b) r = Relu (p) m = MatMul (r, v) h = Add (m, c) z = {end} y = MatMul (z, u) }}""")
+    model = replace_weights(model, {"low": np.float32(-1), "high": np.float32(1)})
+    data, _ = calibration(tmp_path, model, 1024)
+    other, sizes = feeds(model, {"N": 512}, 99), {"calibration_data": data, "exclude": ["m$"], **FIT}
+    errors = []
+    for cut in (cutoff, lambda views, consumer: None):
+        monkeypatch.setattr("onnxslim_merge.compensation.stepwise.cutoff", cut)
+        small = onnxslim_merge.slim(model, ratio=0.5, **sizes).model
+        (_, t), (_, p) = run(tapped(model, "h"), other), run(tapped(small, "h"), other)
+        nearest = np.where(t <= low, np.minimum(p, low), np.where(t >= high, np.maximum(p, high), t))
+        errors.append(float(np.square(p - nearest).mean()))
+    assert errors[0] < errors[1]
+
+
+def test_mirror_images_are_fitted_to_unless_left_and_right_matter(tmp_path):
+    """They are other samples, so other weights come out; whether they help is measured in decision 0013."""
+    model, few = parse(PLAIN), {"ratio": 0.5, "criterion": "consumer"}
+    data, _ = calibration(tmp_path, model, 64)
+    plain, mirrored = (
+        weights(onnxslim_merge.slim(model, calibration_data=data, augment=augment, **few).model)["v"]
+        for augment in ("none", "mirror")
+    )
+    assert np.abs(plain - mirrored).max() > 1e-3 * np.abs(plain).max()

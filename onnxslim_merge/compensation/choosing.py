@@ -40,7 +40,7 @@ class Chooser:
         """The channels that stay, ascending, and scores (n,); None where the samples are too few to tell.
 
         Held-out samples tell by the ridge that they want for the refit of what was chosen. Prices that samples do not
-        bear out are worse than none: channels that are silent in them come out as the cheapest (docs/compensation.md).
+        bear out are worse than none: channels that are silent in them come out as the cheapest (decision 0013).
         Raises LinAlgError if nothing varies.
         """
         terms = [term for reading, columns in self.parts for term in self._terms(reading, columns)]

@@ -49,7 +49,7 @@ def cutoff(views: Views, consumer: Consumer) -> Cutoff | None:
     """The Relu or Clip that a consumer ends in, behind its bias and BatchNormalization; None for others.
 
     None where a sum lies between, though the error behind the Relu would fall there, too: the network's rose, by 2 to
-    4% on ResNets (docs/compensation.md).
+    4% on ResNets (decision 0013).
     """
     tensor, other = views.leads_to(consumer)
     if consumer.groups != 1 or other is not None:

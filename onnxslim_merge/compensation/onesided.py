@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_merge.compensation.ridge import Fit, Solver
+from onnxslim_merge.compensation.ridge import Equations, Fit
 from onnxslim_merge.numerics import Device
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Sample
@@ -78,12 +78,12 @@ def one_sided(
     """
     if found.strength is None or not any(not s.held for s in samples) or not (any(s.held for s in samples) or gain):
         return None
-    device, solver = train.device, Solver(train, found)
-    plain = solver.solve(device.zeros(*found.weights.shape), device.zeros(*found.intercept.shape))
+    device, equations = train.device, Equations(train, found)
+    plain = equations.solve(device.zeros(*found.weights.shape), device.zeros(*found.intercept.shape))
     if plain is None:
         return None
     seen, unseen = ([_rows(device, s) for s in samples if s.held == which] for which in (False, True))
-    fitted = _rounds(device, solver, seen, limits, plain)
+    fitted = _rounds(device, equations, seen, limits, plain)
     if fitted is None:
         return None
     share = gain
@@ -100,7 +100,7 @@ def _rows(device: Device, sample: Sample) -> _Rows:
 
 
 def _rounds(
-    device: Device, solver: Solver, samples: Sequence[_Rows], limits: Limits, start: tuple[Any, Any]
+    device: Device, equations: Equations, samples: Sequence[_Rows], limits: Limits, start: tuple[Any, Any]
 ) -> tuple[Any, Any] | None:
     """Aim and fit; the sums of all rows are corrected by what these samples say."""
     (weights, intercept), xp = start, device.xp
@@ -113,7 +113,7 @@ def _rounds(
             cross += sample.features.T @ added
             f += xp.sum(sample.features, axis=0, dtype=xp.float64)
             y += xp.sum(added, axis=0, dtype=xp.float64)
-        solved = solver.solve(cross / count - f[:, None] * y[None, :] / count**2, y / count)
+        solved = equations.solve(cross / count - f[:, None] * y[None, :] / count**2, y / count)
         if solved is None:
             return None
         weights, intercept = solved

@@ -38,7 +38,7 @@ class Fit:
     start: Floats
 
 
-class Solver:
+class Equations:
     """The normal equations of a fit, for other targets: factored once."""
 
     def __init__(self, sums: Gram, found: Fit) -> None:
@@ -82,13 +82,12 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
 
 def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
     """The fit of other samples, with the anchor and the ridge that served best before."""
-    device, start = sums.device, anchors[found.anchor]
-    weights, (f, y) = device.put(start), sums.means
+    found, device = replace(found, start=anchors[found.anchor]), sums.device
+    weights, (f, y) = device.put(found.start), sums.means
     if found.strength is not None:
-        covariance, cross = sums.covariances
-        solved = _solved(device, covariance, cross, penalties(sums, covariance, found.strength), weights)
-        weights = weights if solved is None else solved
-    return replace(found, weights=device.get(weights), intercept=device.get(y - f @ weights), start=start)
+        solved = Equations(sums, found).solve(device.zeros(*found.start.shape), device.zeros(found.start.shape[1]))
+        weights = weights if solved is None else solved[0]
+    return replace(found, weights=device.get(weights), intercept=device.get(y - f @ weights))
 
 
 def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> tuple[float, float]:

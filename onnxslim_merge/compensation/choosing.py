@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,64 +23,68 @@ POOR = 1.0  # the ridge that held-out samples want where samples are too few to 
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Chooser:
-    """One cell, of which `keep` channels stay, and what is known of its consumers.
+class Part(Protocol):
+    """What one consumer says of one cell."""
 
-    parts: their sums, and where they read the cell. fitted: the consumers (by index) whose targets are the original's,
-    so that their weights are refitted before anything is removed.
-    """
+    def terms(self, fitted: bool) -> Iterator[Term]:
+        """What removal costs there, in units of the spread of targets; fitted: weights are refitted before."""
+
+    def wanted(self, kept: Ids) -> Iterator[tuple[float, float]]:
+        """The share of that spread which a refit leaves on held-out samples, and the ridge that it wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A consumer whose own weights are refitted: its sums, and where it reads the cell."""
 
     views: Views
-    cell: Cell
-    keep: int
-    parts: Sequence[tuple[Reading, Columns]]
-    fitted: Collection[int]
+    reading: Reading
+    columns: Columns
 
-    def choose(self) -> tuple[Ids, Floats] | None:
-        """The channels that stay, ascending, and scores (n,); None where the samples are too few to tell.
-
-        Held-out samples tell by the ridge that they want for the refit of what was chosen. Prices that samples do not
-        bear out are worse than none: channels that are silent in them come out as the cheapest (decision 0013).
-        Raises LinAlgError if nothing varies.
-        """
-        terms = [term for reading, columns in self.parts for term in self._terms(reading, columns)]
-        kept, scores = surgeon(terms, self.cell.size, self.keep, self.cell.rows)
-        return None if self._wanted(kept) >= POOR else (kept, scores)
-
-    def _groups(self, reading: Reading, columns: Columns) -> Iterator[tuple[int, Ids]]:
-        """Each group of a consumer, and the features in it of each channel of the cell (n, b), -1 for none."""
-        for group in range(len(reading.channels)):
-            blocks = reading.blocks(columns.positions, group)
-            if (blocks >= 0).any():
-                yield group, blocks
-
-    def _terms(self, reading: Reading, columns: Columns) -> Iterator[Term]:
-        """The cost at one consumer, in units of the spread of its targets, group by group."""
-        weights, scale = self.views.outputs(reading.consumer), importance(self.views, reading.consumer)
-        energy = _energy(reading.train, scale)
-        for group, blocks in self._groups(reading, columns):
-            sums, device = reading.train[group], reading.train[group].device
+    def terms(self, fitted: bool) -> Iterator[Term]:
+        """Group by group."""
+        weights, scale = self.views.outputs(self.reading.consumer), importance(self.views, self.reading.consumer)
+        energy = _energy(self.reading.train, scale)
+        for group, blocks in self._groups():
+            sums, device = self.reading.train[group], self.reading.train[group].device
             covariance, cross = sums.covariances
-            start = device.put(by_feature(weights, reading.channels[group]))
-            lost = cross - covariance @ start if reading.index in self.fitted else None
+            start = device.put(by_feature(weights, self.reading.channels[group]))
+            lost = cross - covariance @ start if fitted else None
             device.add_to_diagonal(covariance, penalties(sums, covariance, RIDGE))
             yield Term(covariance, start, lost, device.put(np.sqrt(scale[group] / energy)), blocks, device)
 
-    def _wanted(self, kept: Ids) -> float:
-        """The ridge that held-out samples want for a refit, of the consumer with the largest error."""
-        gone, worst = np.setdiff1d(np.arange(self.cell.size), kept), (-1.0, 0.0)
-        for reading, columns in self.parts:
-            weights, scale = self.views.outputs(reading.consumer), importance(self.views, reading.consumer)
-            energy = _energy(reading.held, scale)
-            for group, blocks in self._groups(reading, columns):
-                features = np.setdiff1d(np.arange(len(reading.train[group].f)), blocks[gone])
-                train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
-                anchors = {"plain": by_feature(weights, reading.channels[group])[features]}
-                error, strength = best_strength(train, held, anchors, scale[group])
-                error *= float(scale[group] @ held.variance) / energy
-                worst = max(worst, (error, strength))
-        return worst[1]
+    def wanted(self, kept: Ids) -> Iterator[tuple[float, float]]:
+        """Group by group."""
+        reading, gone = self.reading, np.setdiff1d(np.arange(len(self.columns.positions)), kept)
+        weights, scale = self.views.outputs(reading.consumer), importance(self.views, reading.consumer)
+        energy = _energy(reading.held, scale)
+        for group, blocks in self._groups():
+            features = np.setdiff1d(np.arange(len(reading.train[group].f)), blocks[gone])
+            train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
+            anchors = {"plain": by_feature(weights, reading.channels[group])[features]}
+            error, strength = best_strength(train, held, anchors, scale[group])
+            yield error * float(scale[group] @ held.variance) / energy, strength
+
+    def _groups(self) -> Iterator[tuple[int, Ids]]:
+        """Each group of a consumer, and the features in it of each channel of the cell (n, b), -1 for none."""
+        for group in range(len(self.reading.channels)):
+            blocks = self.reading.blocks(self.columns.positions, group)
+            if (blocks >= 0).any():
+                yield group, blocks
+
+
+def cheapest(cell: Cell, keep: int, parts: Sequence[tuple[Part, bool]]) -> tuple[Ids, Floats] | None:
+    """The `keep` channels of a cell that stay, ascending, and scores (n,); None where samples are too few to tell.
+
+    parts: of every consumer that is refitted, and whether its targets are the original's, so that it is refitted before
+    anything is removed. Held-out samples tell by the ridge that they want, where most is lost, for the refit of what
+    was chosen. Prices that samples do not bear out are worse than none: channels that are silent in them come out as
+    the cheapest (decision 0013). Raises LinAlgError if nothing varies.
+    """
+    terms = [term for part, fitted in parts for term in part.terms(fitted)]
+    kept, scores = surgeon(terms, cell.size, keep, cell.rows)
+    _, strength = max((found for part, _ in parts for found in part.wanted(kept)), default=(0.0, 0.0))
+    return None if strength >= POOR else (kept, scores)
 
 
 def importance(views: Views, consumer: Consumer) -> Floats:

@@ -22,7 +22,11 @@ from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Sample
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 ROUNDS = 6
+# Rows for each feature. Fewer, where sums have more rows than are kept, say too little about the others: what they
+# correct then rises again from round to round.
+ENOUGH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +37,26 @@ class Limits:
     high: float
     scale: Floats
 
-    def aim(self, device: Device, sample: _Rows, weights: Any, intercept: Any) -> tuple[Any, Any]:
-        """What to add to targets, so that they are the nearest that serve (r, o); and what the fit misses them by.
-
-        All of it in float32, on the device.
-        """
+    def aim(self, device: Device, sample: _Rows, weights: Any, intercept: Any) -> Any:
+        """What to add to targets, so that they are the nearest that serve, (r, o), in float32, on the device."""
         missed = sample.features @ weights
         missed += intercept - sample.targets
         single, t, where = self.scale.astype(np.float32), sample.before, device.xp.where
         back = np.where(single == 0, 0, 1 / np.where(single == 0, 1, single)).astype(np.float32)
         p = t + device.put(single) * missed
         nearest = where(t <= self.low, p.clip(max=self.low), where(t >= self.high, p.clip(min=self.high), t))
-        added = (nearest - t) * device.put(back)
-        return added, missed - added
+        return (nearest - t) * device.put(back)
 
-    def error(
-        self, device: Device, samples: Sequence[_Rows], weights: Any, intercept: Any, importance: Floats
-    ) -> float:
-        """Mean of the distance counted, each output by its importance."""
-        xp, total = device.xp, 0.0
+    def errors(self, device: Device, samples: Sequence[_Rows], weights: Any, intercept: Any) -> Floats:
+        """Mean square of what is missed behind the function, where nothing but what it lets through counts, (o,)."""
+        xp, total = device.xp, device.zeros(len(self.scale))
         w, c = (xp.astype(array, xp.float32) for array in (weights, intercept))
+        scale = device.put(self.scale.astype(np.float32))
         for sample in samples:
-            missed = xp.astype(self.aim(device, sample, w, c)[1], xp.float64)
-            total += float(device.get((missed**2).sum(0)) @ importance)
-        return total / max(sum(len(sample.features) for sample in samples), 1)
+            p = sample.before + scale * (sample.features @ w + (c - sample.targets))
+            missed = p.clip(min=self.low, max=self.high) - sample.before.clip(min=self.low, max=self.high)
+            total += xp.sum(xp.astype(missed, xp.float64) ** 2, axis=0)
+        return device.get(total / max(sum(len(sample.features) for sample in samples), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,20 @@ class _Rows:
 
 
 def one_sided(
-    found: Fit, train: Gram, samples: Sequence[Sample], limits: Limits, importance: Floats, gain: float | None = None
-) -> tuple[Floats, Floats, float] | None:
-    """Better weights and intercept than those of `found`, and the share of the held-out distance that is left.
+    found: Fit, train: Gram, samples: Sequence[Sample], limits: Limits, gaining: Mask | None = None
+) -> tuple[Floats, Floats, Mask] | None:
+    """Weights and intercept that are better than those of `found` for some outputs, and for which, (o,).
 
-    gain: that share, where it is known already; then nothing need be held out.
-    None if held-out samples do not gain, or `found` is its anchor.
+    An output takes the new weights if held-out samples miss less of it behind the function. gaining: those for which
+    that is known already; then nothing need be held out.
+    None if none gains, or `found` is its anchor.
     """
-    if found.strength is None or not any(not s.held for s in samples) or not (any(s.held for s in samples) or gain):
+    if found.strength is None or not any(not s.held for s in samples):
+        return None
+    if gaining is None and not any(s.held for s in samples):
+        return None
+    rows = sum(len(s.features) for s in samples if not s.held)
+    if rows < min(train.count, ENOUGH * len(found.weights)):
         return None
     device, equations = train.device, Equations(train, found)
     plain = equations.solve(device.zeros(*found.weights.shape), device.zeros(*found.intercept.shape))
@@ -86,13 +92,13 @@ def one_sided(
     fitted = _rounds(device, equations, seen, limits, plain)
     if fitted is None:
         return None
-    share = gain
-    if share is None:
-        before, after = (limits.error(device, unseen, *weights, importance) for weights in (plain, fitted))
-        if not after < before:
-            return None
-        share = after / before
-    return device.get(fitted[0]), device.get(fitted[1]), share
+    if gaining is None:
+        before, after = (limits.errors(device, unseen, *weights) for weights in (plain, fitted))
+        gaining = after < before
+    if not gaining.any():
+        return None
+    weights, intercept = (np.where(gaining, device.get(f), device.get(p)) for p, f in zip(plain, fitted, strict=True))
+    return weights, intercept, gaining
 
 
 def _rows(device: Device, sample: Sample) -> _Rows:
@@ -109,7 +115,7 @@ def _rounds(
         w, c = (xp.astype(array, xp.float32) for array in (weights, intercept))
         cross, f, y = device.zeros(*weights.shape), device.zeros(len(weights)), device.zeros(weights.shape[1])
         for sample in samples:
-            added, _ = limits.aim(device, sample, w, c)
+            added = limits.aim(device, sample, w, c)
             cross += sample.features.T @ added
             f += xp.sum(sample.features, axis=0, dtype=xp.float64)
             y += xp.sum(added, axis=0, dtype=xp.float64)

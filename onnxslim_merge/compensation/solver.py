@@ -91,12 +91,8 @@ class Solver:
         """
         consumer = self.views.analysis.consumers[columns.consumer]
         original = self.views.columns_of(consumer)
-        removed = np.setdiff1d(np.arange(cell.size), kept)
-        group = columns.positions // (consumer.labels.size // consumer.groups)
-        value = _within(group, values.get(consumer.x), self.clusters.get(cell.name))
-        if value is not None and isinstance(self.views.analysis.constants[consumer.weight], Derived):
-            value = replace(value, private=f"the weight of {consumer.node} is quantised")
-        donors, why = self._donors(cell, columns, value, kept, removed)
+        removed, group = np.setdiff1d(np.arange(cell.size), kept), self._group(columns)
+        donors, why = self.donors(cell, columns, kept, values)
         source = columns.positions[removed]
         taken = original[source.clip(min=0)]  # (r, m, outputs, taps)
         if (source < 0).any():
@@ -122,19 +118,27 @@ class Solver:
         self._close(columns.consumer)
         return int(donors.found.sum()), why
 
-    def _donors(
-        self, cell: Cell, columns: Columns, value: Value | None, kept: NDArray[np.int64], removed: NDArray[np.int64]
+    def donors(
+        self, cell: Cell, columns: Columns, kept: NDArray[np.int64], values: Mapping[str, Value]
     ) -> tuple[Donors, str | None]:
-        """Donors at one consumer; none if the channel's way is private, or channels differ in number of positions."""
-        settings, none = self.settings, Donors.none(removed.size)
+        """Who stands in at one consumer for what was removed, and why nobody can.
+
+        Nobody does if the channel's way is private, or channels differ in number of positions.
+        """
+        consumer, settings = self.views.analysis.consumers[columns.consumer], self.settings
+        removed = np.setdiff1d(np.arange(cell.size), kept)
+        value, none = values.get(consumer.x), Donors.none(removed.size)
         if not settings.merges:
             return none, None
         if value is None:
             return none, "the way to a consumer is not known"
+        if isinstance(self.views.analysis.constants[consumer.weight], Derived):
+            return none, f"the weight of {consumer.node} is quantised"
         if value.private is not None:
             return none, value.private
         if (columns.positions < 0).any():
             return none, "channels take different numbers of places at a consumer"
+        value = _within(self._group(columns), value, self.clusters.get(cell.name))
         search = Search(settings.threshold, settings.lam, settings.donor_count, settings.carries_mean)
         fits = search.count != 1 and value.nonlinear and value.degree == Degree.HOMOGENEOUS
         if fits and self.views.has_unknown_spread(cell):
@@ -143,6 +147,11 @@ class Solver:
             found = find_donors(value, kept, removed, alike, self.device)
             return found, None if found.found.any() else why
         return find_donors(value, kept, removed, search, self.device), None
+
+    def _group(self, columns: Columns) -> NDArray[np.int64]:
+        """The consumer's group at each place of each channel, (n, m)."""
+        consumer = self.views.analysis.consumers[columns.consumer]
+        return columns.positions // (consumer.labels.size // consumer.groups)
 
     def _close(self, index: int) -> None:
         """Once no cell is open any more, write the new rows into a copy of the weight, in its own layout and type."""
@@ -174,12 +183,10 @@ def takes_mean(views: Views, consumer: Consumer) -> bool:
     return not isinstance(held, Derived) or held.stored is not None
 
 
-def _within(group: NDArray[np.int64], value: Value | None, clusters: NDArray[np.int64] | None) -> Value | None:
+def _within(group: NDArray[np.int64], value: Value, clusters: NDArray[np.int64] | None) -> Value:
     """Only channels of the same groups (n, m) of a consumer, and of the same cluster, can stand in for each other."""
     given = [part for part in (group if group.any() else None, clusters) if part is not None]
-    if value is None or not given:
-        return value
-    return replace(value, family=families([*given, value.family]))
+    return replace(value, family=families([*given, value.family])) if given else value
 
 
 def _merged(

@@ -8,7 +8,7 @@ criterion `greedy` channels are chosen on the way, on the same statistics.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,23 +20,21 @@ from scipy.linalg import LinAlgError
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
-from onnxslim_merge.compensation.choosing import Chooser, by_feature, importance
-from onnxslim_merge.compensation.onesided import Limits, one_sided
+from onnxslim_merge.compensation.choosing import Part, Refit, cheapest
+from onnxslim_merge.compensation.mixing import Mixture, unmixable
+from onnxslim_merge.compensation.refits import SILENT, Refitted, refit, remix
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
-from onnxslim_merge.compensation.ridge import Fit, fit, fit_again
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.settings import parse_size
-from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
-from onnxslim_merge.values import cell_values
+from onnxslim_merge.values import Value, cell_values
 from onnxslim_merge.views import Columns, Floats, Views
 
-SILENT = 1e-6  # a scale of BatchNormalization below which an output cannot make up for anything
-
 Ids = NDArray[np.int64]
+Sums = Reading | list[Mixture]
 
 
 class Stepwise:
@@ -69,7 +67,7 @@ class Stepwise:
         kept = first.kept if first is not None else kept
         self.kept: dict[str, Ids] = dict(kept or {})
         self.scores: dict[str, Floats] = {} if first is None else first.scores
-        self.fits: dict[int, list[Fit]] = {}
+        self.found: dict[int, Refitted] = {}  # by consumer
         self.notes: list[str] = []
         self._done: set[int] = set()
         sizes = {name: amount.keep for name, amount in amounts.items()} if kept is None else _sizes(kept)
@@ -80,7 +78,6 @@ class Stepwise:
         for cell in self.cells:
             for columns in self._columns[cell.name]:
                 self._cells_of.setdefault(columns.consumer, []).append((cell, columns))
-        self.gains: dict[int, float] = {}  # by consumer, the share of the error in front of a Relu that one_sided left
         self._open_tracks(model, feeds, mend=mend, residual=residual, one_sided=one_sided)
 
     def _open_tracks(
@@ -105,11 +102,13 @@ class Stepwise:
         for index in sorted(behind - self._cells_of.keys()):
             self._cells_of[index] = []
         self._solvable = solvable & self._cells_of.keys()
+        others, parts = self._cells_of.keys() - solvable, analysis.consumers
+        self._mixed = {i for i in others if not unmixable(self.views, parts[i], self._cells_of[i], self._memory)}
         found = {i: self.views.leads_to(analysis.consumers[i])[1] for i in self._solvable if residual}
         self._besides = {i: tensor for i, tensor in found.items() if tensor is not None}
         ends = {i: cutoff(self.views, analysis.consumers[i]) for i in self._solvable if one_sided}
         self._cutoffs: dict[int, Cutoff] = {i: end for i, end in ends.items() if end is not None}
-        self.tracks.expect(self._taps(self._solvable))
+        self.tracks.expect(self._taps(self._solvable | self._mixed))
 
     def _taps(self, indices: Collection[int]) -> set[str]:
         """The tensors that these consumers will be asked for."""
@@ -117,9 +116,9 @@ class Stepwise:
         found |= {self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         return found | {self._besides[i] for i in indices if i in self._besides}
 
-    def _ends(self, index: int) -> tuple[str, str]:
+    def _ends(self, index: int) -> tuple[str, ...]:
         consumer = self.views.analysis.consumers[index]
-        return consumer.x, consumer.output
+        return (consumer.x,) if index in self._mixed else (consumer.x, consumer.output)
 
     # -- order --------------------------------------------------------------------------------------------------------
 
@@ -151,8 +150,9 @@ class Stepwise:
         here = np.concatenate([labels.ravel() for labels in met])
         new = {c.name for c in self.cells if c.name not in self.kept and np.isin(c.labels, here).any()}
         readers = sorted({columns.consumer for name in new for columns in self._columns[name]})
-        ahead = self._gathered([i for i in readers if i in self._solvable and i not in wave], ahead=True)
-        found = self._gathered([i for i in wave if i in self._solvable], ahead=False)
+        fitted = self._solvable | self._mixed
+        ahead = self._gathered([i for i in readers if i in fitted and i not in wave], ahead=True)
+        found = self._gathered([i for i in wave if i in fitted], ahead=False)
         for cell in (cell for cell in self.cells if cell.name in new):
             self._choose(cell, ahead, found)
         for index in wave:
@@ -160,41 +160,52 @@ class Stepwise:
 
     # -- statistics ---------------------------------------------------------------------------------------------------
 
-    def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Reading]:
+    def _gathered(self, indices: Sequence[int], *, ahead: bool) -> dict[int, Sums]:
         """Sums for these consumers; ahead: in the network as it is now, with what they give there as targets."""
-        stays = keep_mask(self.views.analysis, self.kept)
-        room = self._memory // 32 // max(len(indices), 1)  # an eighth, in numbers of float32
-        readings = {i: self._reading(i, stays, room) for i in indices}
-        ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
-        if not readings:
+        if not indices:
             return {}
+        stays = keep_mask(self.views.analysis, self.kept)
+        room = self._memory // 32 // len(indices)  # an eighth, in numbers of float32
+        readings = {i: self._reading(i, stays, room) for i in indices if i in self._solvable}
+        mixtures = [self._mixture(*parts, stays) for i in indices if i in self._mixed for parts in self._cells_of[i]]
+        ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}
         consumers = [reading.consumer for reading in readings.values()]
-        sums = {} if ahead else {i: self._besides[i] for i in indices if self._is_settled(i)}
-        sides, inputs, outputs = [*sums.values()], [c.x for c in consumers], [c.output for c in consumers]
+        besides = {} if ahead else {i: self._besides[i] for i in indices if self._is_settled(i)}
+        read = {mixture.consumer.x for mixture in mixtures}
+        sides, inputs, outputs = [*besides.values()], [*read, *(c.x for c in consumers)], [c.output for c in consumers]
         batches, seed = len(self.tracks.feeds), self.solver.settings.seed
 
         def visit(batch: int, original: Mapping[str, NDArray[Any]], slim: Mapping[str, NDArray[Any]]) -> None:
             for index, reading in readings.items():
                 y = (slim if ahead else original)[reading.consumer.output]
-                if index in sums:
-                    y = y + self._shortfall(reading.consumer, original[sums[index]], slim[sums[index]])
+                if (side := besides.get(index)) is not None:
+                    y = y + self._shortfall(reading.consumer, original[side], slim[side])
                 before = original[ends[index]] if index in ends else None
                 reading.add(batch, batches, slim[reading.consumer.x], y, seed, before)
+            for mixture in mixtures:
+                x = mixture.consumer.x
+                mixture.add(batch, batches, slim[x], (slim if ahead else original)[x], seed)
 
         if ahead:
             self.tracks.peek([*inputs, *outputs], visit)
         else:
-            self.tracks.taps = self._taps(self._solvable - self._done - readings.keys())
-            self.tracks.advance([*outputs, *sides, *ends.values()], [*inputs, *sides], visit)
-        sound = {i: reading for i, reading in readings.items() if reading.finite}
-        for index in readings.keys() - sound.keys():
-            node = self.views.analysis.consumers[index].node
-            self._note(f"{node}: not refitted, as it reads or should give numbers that are not finite on these samples")
-        return sound
+            self.tracks.taps = self._taps((self._solvable | self._mixed) - self._done - set(indices))
+            self.tracks.advance([*read, *outputs, *sides, *ends.values()], [*inputs, *sides], visit)
+        found: dict[int, Sums] = {i: readings.get(i) or [m for m in mixtures if m.index == i] for i in indices}
+        for index, sums in list(found.items()):
+            if not all(part.finite for part in (sums if isinstance(sums, list) else [sums])):
+                del found[index]
+                why = "it reads or should give numbers that are not finite on these samples"
+                self._note(f"{self.views.analysis.consumers[index].node}: not refitted, as {why}")
+        return found
 
     def _reading(self, index: int, stays: NDArray[np.bool_], room: int) -> Reading:
         mine, holds = stays[self.views.analysis.consumers[index].labels], self._first is None
         return Reading.start(self.views, index, mine, holds=holds, room=room, device=self.solver.device)
+
+    def _mixture(self, cell: Cell, columns: Columns, stays: NDArray[np.bool_]) -> Mixture:
+        mine, holds = stays[cell.labels], self._first is None
+        return Mixture.start(self.views, cell, columns, mine, holds=holds, device=self.solver.device)
 
     def _is_settled(self, index: int) -> bool:
         """Whether the other branch of the sum that a consumer ends in is done, so that it can make up for that."""
@@ -218,13 +229,13 @@ class Stepwise:
 
     # -- choice -------------------------------------------------------------------------------------------------------
 
-    def _choose(self, cell: Cell, ahead: Mapping[int, Reading], found: Mapping[int, Reading]) -> None:
+    def _choose(self, cell: Cell, ahead: Mapping[int, Sums], found: Mapping[int, Sums]) -> None:
         """By what removal costs at all consumers that can be refitted; without any, by their weights."""
         columns, keep = self._columns[cell.name], self.amounts[cell.name].keep
-        parts = [(readings[c.consumer], c) for readings in (ahead, found) for c in columns if c.consumer in readings]
+        parts = [(part, readings is found) for readings in (ahead, found) for part in self._parts(columns, readings)]
         try:
             if parts:
-                chosen = Chooser(self.views, cell, keep, parts, {*found}).choose()
+                chosen = cheapest(cell, keep, parts)
                 if chosen is not None:
                     self.kept[cell.name], self.scores[cell.name] = chosen
                     return
@@ -236,17 +247,33 @@ class Stepwise:
         choice = choose(self.views, cell, keep, None, settings, self.solver.device)
         self.kept[cell.name], self.scores[cell.name] = choice.kept, choice.scores
 
+    def _parts(self, columns: Sequence[Columns], readings: Mapping[int, Sums]) -> Iterator[Part]:
+        """What is known of one cell, at those of its consumers for which there are sums."""
+        for c in columns:
+            sums = readings.get(c.consumer)
+            if isinstance(sums, Reading):
+                yield Refit(self.views, sums, c)
+            else:
+                yield from (mixture for mixture in sums or () if mixture.columns is c)
+
     # -- compensation -------------------------------------------------------------------------------------------------
 
-    def _compensate(self, index: int, reading: Reading | None) -> None:
+    def _compensate(self, index: int, sums: Sums | None) -> None:
         """Merging first, which serves where nothing can be fitted, and as an anchor elsewhere."""
         consumer, solution = self.views.analysis.consumers[index], self.solver.solution
+        first, found = None if self._first is None else self._first.found.get(index), None
         self._done.add(index)
-        for cell, columns in self._cells_of[index]:
-            values = cell_values(self.views, cell) if self.solver.settings.merges else {}
-            self.solver.absorb(cell, columns, self.kept[cell.name], values)
-        if reading is not None:
-            self._fit(reading)
+        if isinstance(sums, list):
+            donors = [self.solver.donors(m.cell, m.columns, self.kept[m.cell.name], self._values(m.cell)) for m in sums]
+            found = remix(self.views, sums, self.kept, [who for who, _ in donors], first)
+        if found is None or not found.finite:
+            for cell, columns in self._cells_of[index]:
+                self.solver.absorb(cell, columns, self.kept[cell.name], self._values(cell))
+        if sums is not None and not isinstance(sums, list):
+            stays, end = keep_mask(self.views.analysis, self.kept)[consumer.labels], self._cutoffs.get(index)
+            found = refit(self.views, sums, stays, solution.weights.get(index), end, first)
+        if found is not None and found.finite:
+            solution.weights[index], solution.biases[index], self.found[index] = found.weight, found.gain, found
         constant = self.views.analysis.constants[consumer.weight]
         if isinstance(constant, Derived) or consumer.fill is not None or constant.values.dtype.kind not in "fV":
             self._mask(consumer)
@@ -260,52 +287,8 @@ class Stepwise:
             added = gain.reshape([-1 if a == slot.axis else 1 for a in range(slot.rank)]).astype(kind)
         self.tracks.put(consumer.node, consumer.slot, weight.astype(kind), added)
 
-    def _fit(self, reading: Reading) -> None:
-        """New weights and a new bias for one consumer, group by group."""
-        consumer, solution, index = reading.consumer, self.solver.solution, reading.index
-        stays = keep_mask(self.views.analysis, self.kept)[consumer.labels]
-        starts = {"plain": self.views.outputs(consumer)}
-        if index in solution.weights:
-            starts["merged"] = consumer.gain * self.views.rows_of(consumer, solution.weights[index])
-        weight_of, rows, intercepts = importance(self.views, consumer), starts["plain"].copy(), []
-        self.fits[index] = []
-        for group, channels in enumerate(reading.channels):
-            left = stays[channels]
-            features, mine = np.flatnonzero(np.tile(left, reading.taps)), channels[left]
-            train, held = (sums[group].of(features) for sums in (reading.train, reading.held))
-            anchors = {n: by_feature(w, mine) for n, w in starts.items()}
-            if self._first is None:
-                found = fit(train, held, anchors, weight_of[group])
-            else:
-                found = fit_again(train, anchors, self._first.fits[index][group])
-            self.fits[index].append(found)
-            new = self._one_sided(reading, found, train, features, weight_of[group])
-            rows[mine] = new[0].reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
-            intercepts.append(new[1])
-        weight = np.array(self.views.analysis.constants[consumer.weight].values)
-        write_rows(weight, consumer, np.flatnonzero(stays), rows[stays] / consumer.gain)
-        slot, gain = consumer.bias, np.concatenate(intercepts)
-        if slot is not None and slot.node == consumer.node:
-            gain = gain - self.views.bias(slot, gain.size)
-        if np.isfinite(weight).all() and np.isfinite(gain).all():
-            solution.weights[index], solution.biases[index] = weight, gain
-
-    def _one_sided(
-        self, reading: Reading, found: Fit, train: Gram, features: Ids, importance: Floats
-    ) -> tuple[Floats, Floats]:
-        """Weights and intercept of a fit, better ones if a Relu or its like follows and held-out samples gain."""
-        end = self._cutoffs.get(reading.index)
-        known = self._first.gains.get(reading.index) if self._first is not None else None
-        if end is None or (self._first is not None and known is None):
-            return found.weights, found.intercept
-        scale = np.broadcast_to(self.views.output_scale(reading.consumer, signed=True), importance.shape)
-        limits = Limits(end.low, end.high, np.where(np.abs(scale) < SILENT, 0.0, scale))
-        samples = [replace(s, features=s.features[:, features]) for s in reading.samples]
-        better = one_sided(found, train, samples, limits, importance, known)
-        if better is None:
-            return found.weights, found.intercept
-        self.gains[reading.index] = better[2]
-        return better[:2]
+    def _values(self, cell: Cell) -> Mapping[str, Value]:
+        return cell_values(self.views, cell) if self.solver.settings.merges else {}
 
     def _mask(self, reader: Consumer | Contraction) -> None:
         """Zeros for the channels that left, where nothing is refitted."""
@@ -320,8 +303,9 @@ class Stepwise:
     def _note_who_was_not_refitted(self) -> None:
         for index in sorted(self._cells_of.keys() - self._solvable):
             consumer = self.views.analysis.consumers[index]
-            why = hindrance(self.views, consumer, self._memory)
-            self.notes += [f"{cell.name}: {consumer.node} is not refitted ({why})" for cell, _ in self._cells_of[index]]
+            how = "refitted channel by channel, not weight by weight" if index in self._mixed else "not refitted"
+            why = f"{consumer.node} is {how} ({hindrance(self.views, consumer, self._memory)})"
+            self.notes += [f"{cell.name}: {why}" for cell, _ in self._cells_of[index]]
 
 
 def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:

@@ -17,10 +17,20 @@ from onnxslim_merge.views import Views
 HELD_OUT = 8  # every eighth batch chooses the ridge, and never joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
-SAMPLED, SAMPLED_ROWS = 1 << 26, 32  # of rows that are kept themselves: numbers in all, and rows for each feature
+SAMPLED, SAMPLED_ROWS = 1 << 26, 1024
 SINGLE = 1536  # features from which on products within a batch are float32; their sums never are
 
 Ids = NDArray[np.int64]
+
+
+def is_held_out(batch: int) -> bool:
+    """Whether a batch chooses ridges, instead of being fitted to."""
+    return batch % HELD_OUT == HELD_OUT - 1
+
+
+def rows_wanted(features: int, batches: int) -> int:
+    """How many rows of one batch the sums take."""
+    return int(max(PRODUCTS / features**2, ROWS * features)) // batches + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +112,21 @@ class Reading:
         axis = self.consumer.bias.axis if self.consumer.bias is not None else 1
         shape = tuple(n for a, n in enumerate(y.shape) if a != axis)
         total, features = int(np.prod(shape)), max(self.features, 1)
-        wanted = int(max(PRODUCTS / features**2, ROWS * features)) // batches + 1
-        where = None
+        wanted = rows_wanted(features, batches)
+        where, rng = None, np.random.default_rng((seed, self.index, batch))
         if wanted < total:
-            rng = np.random.default_rng((seed, self.index, batch))
             where = np.sort(rng.choice(total, wanted, replace=False))
-        sums = self.held if self.holds and batch % HELD_OUT == HELD_OUT - 1 else self.train
+        sums = self.held if self.holds and is_held_out(batch) else self.train
         targets, kind = output_rows(y, axis, where), np.float32 if features > SINGLE else np.float64
         for group, (gram, channels) in enumerate(zip(sums, self.channels, strict=True)):
             rows, width = input_rows(self.consumer, x, shape, where, channels), len(gram.y)
             gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
         if before is not None:
-            some = min(self.room // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1
-            step = slice(None, None, max(-(-len(rows) // some), 1))
-            found = [a[step].astype(np.float32) for a in (rows, targets, output_rows(before, axis, where))]
+            some = self.room // (features + 2 * y.shape[axis]) // batches + 1
+            if some < len(rows):
+                pick = np.sort(rng.choice(len(rows), some, replace=False))
+                rows, targets, where = rows[pick], targets[pick], pick if where is None else where[pick]
+            found = [a.astype(np.float32) for a in (rows, targets, output_rows(before, axis, where))]
             self.samples.append(Sample(found[0], found[1], found[2], sums is self.held))
 
     def blocks(self, positions: Ids, group: int) -> Ids:

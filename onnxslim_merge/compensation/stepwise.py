@@ -25,6 +25,7 @@ from onnxslim_merge.compensation.mixing import Mixture, unmixable
 from onnxslim_merge.compensation.refits import SILENT, Refitted, refit, remix
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
+from onnxslim_merge.compensation.waves import affordable, sums_bytes
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.settings import parse_size
@@ -104,11 +105,12 @@ class Stepwise:
         self._solvable = solvable & self._cells_of.keys()
         others, parts = self._cells_of.keys() - solvable, analysis.consumers
         self._mixed = {i for i in others if not unmixable(self.views, parts[i], self._cells_of[i], self._memory)}
+        self._fitted = self._solvable | self._mixed
         found = {i: self.views.leads_to(analysis.consumers[i])[1] for i in self._solvable if residual}
         self._besides = {i: tensor for i, tensor in found.items() if tensor is not None}
         ends = {i: cutoff(self.views, analysis.consumers[i]) for i in self._solvable if one_sided}
         self._cutoffs: dict[int, Cutoff] = {i: end for i, end in ends.items() if end is not None}
-        self.tracks.expect(self._taps(self._solvable | self._mixed))
+        self.tracks.expect(self._taps(self._fitted))
 
     def _taps(self, indices: Collection[int]) -> set[str]:
         """The tensors that these consumers will be asked for."""
@@ -129,9 +131,9 @@ class Stepwise:
         while waiting:
             places = {self.tracks.place(self._of(event).node) for event in waiting}
             wave = [event for event in waiting if not before[event] & places]
-            self._wave([event for event in wave if event >= 0], [self._of(event) for event in wave if event < 0])
-            for event in (event for event in wave if event < 0):
-                self._mask(self._of(event))
+            ties = {event: self._not_chosen([event]) for event in wave}
+            for part in affordable(wave, ties, {event: self._cost(event) for event in wave}, self._memory // 2):
+                self._wave(part)
             waiting = [event for event in waiting if event not in wave]
         self._note_who_was_not_refitted()
         return self.solver.solution
@@ -143,20 +145,40 @@ class Stepwise:
     def _of(self, event: int) -> Consumer | Contraction:
         return self.views.analysis.consumers[event] if event >= 0 else self._contractions[~event]
 
-    def _wave(self, wave: Sequence[int], contractions: Sequence[Consumer | Contraction]) -> None:
-        """Consumers none of which depends on another that is not done; no cell goes by without having been chosen."""
+    def _cost(self, event: int) -> int:
+        """In bytes of sums."""
+        if event not in self._fitted:
+            return 0
+        if event in self._solvable:
+            return sums_bytes(self.views, self.views.analysis.consumers[event])
+        return sum(2 * 8 * cell.size**2 for cell, _ in self._cells_of[event])
+
+    def _not_chosen(self, events: Collection[int]) -> set[str]:
+        """The cells that these read, and of which nobody has chosen yet who stays."""
         roots = self.views.analysis.roots
-        met = [roots[c.labels] for c in [*map(self._of, wave), *contractions]]
-        here = np.concatenate([labels.ravel() for labels in met])
-        new = {c.name for c in self.cells if c.name not in self.kept and np.isin(c.labels, here).any()}
-        readers = sorted({columns.consumer for name in new for columns in self._columns[name]})
-        fitted = self._solvable | self._mixed
-        ahead = self._gathered([i for i in readers if i in fitted and i not in wave], ahead=True)
-        found = self._gathered([i for i in wave if i in fitted], ahead=False)
+        here = np.concatenate([roots[self._of(event).labels].ravel() for event in events])
+        return {c.name for c in self.cells if c.name not in self.kept and np.isin(c.labels, here).any()}
+
+    def _wave(self, wave: Sequence[int]) -> None:
+        """Events none of which depends on another that is not done; no cell goes by without having been chosen."""
+        new, spent, ahead = self._not_chosen(wave), sum(map(self._cost, wave)), list[int]()
+        for index in sorted({c.consumer for name in new for c in self._columns[name]} & self._fitted - {*wave}):
+            spent += self._cost(index)
+            if spent <= self._memory // 2:
+                ahead.append(index)
+            else:
+                node = self.views.analysis.consumers[index].node
+                self._note(f"{node}: has no say in who stays, as its sums are too much besides for --memory-limit")
+        foreseen = self._gathered(ahead, ahead=True)
+        found = self._gathered([i for i in wave if i in self._fitted], ahead=False)
         for cell in (cell for cell in self.cells if cell.name in new):
-            self._choose(cell, ahead, found)
-        for index in wave:
-            self._compensate(index, found.get(index))
+            self._choose(cell, foreseen, found)
+        for event in wave:
+            if event >= 0:
+                self._compensate(event, found.get(event))
+            else:
+                self._mask(self._of(event))
+                self._done.add(event)
 
     # -- statistics ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +211,7 @@ class Stepwise:
         if ahead:
             self.tracks.peek([*inputs, *outputs], visit)
         else:
-            self.tracks.taps = self._taps((self._solvable | self._mixed) - self._done - set(indices))
+            self.tracks.taps = self._taps(self._fitted - self._done - set(indices))
             self.tracks.advance([*read, *outputs, *sides, *ends.values()], [*inputs, *sides], visit)
         found: dict[int, Sums] = {i: readings.get(i) or [m for m in mixtures if m.index == i] for i in indices}
         for index, sums in list(found.items()):

@@ -1,0 +1,61 @@
+"""Which consumers are looked at together: all of them, each once, as far as the memory goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_least_squares import FIT, calibration
+from textmodels import feeds, parse, run
+
+import onnxslim_merge
+from onnxslim_merge.compensation.stepwise import Stepwise
+from onnxslim_merge.compensation.waves import affordable
+from onnxslim_merge.verify import speed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sets(st.sampled_from("abcd"), max_size=2)), max_size=9), st.integers(0, 30)
+)
+def test_parts_cost_what_they_may_and_ties_hold_where_they_can(items, budget):
+    events = range(len(items))
+    costs, ties = ({i: item[k] for i, item in enumerate(items)} for k in (0, 1))
+    parts = [*affordable(events, ties, costs, budget)]
+    assert sorted(event for part in parts for event in part) == [*events]
+    assert all(len(part) == 1 or sum(costs[event] for event in part) <= budget for part in parts)
+    place = {event: number for number, part in enumerate(parts) for event in part}
+    for one, other in ((i, j) for i in events for j in events if ties[i] & ties[j]):
+        group = {one}
+        while grown := {j for j in events if any(ties[i] & ties[j] for i in group)} - group:
+            group |= grown
+        assert place[one] == place[other] or sum(costs[event] for event in group) > budget
+
+
+BRANCHES = """g (float[N, 8] x) => (float[N, 3] y)
+<float[8,20] w, float[20] b, float[20,12] p, float[12] pb, float[20,12] q, float[12] qb, float[12,3] u, float[12,3] v>
+{ h = MatMul (x, w) a = Add (h, b) r = Relu (a) m = MatMul (r, p) mb = Add (m, pb) c = Relu (mb) n = MatMul (r, q)
+  nb = Add (n, qb) d = Relu (nb) s = MatMul (c, u) t = MatMul (d, v) y = Add (s, t) }"""
+
+
+@pytest.mark.parametrize(("memory", "most"), [(1 << 30, 2), (1 << 12, 1)])
+def test_what_does_not_fit_is_looked_at_in_turn(memory, most, tmp_path, monkeypatch):
+    """Two consumers of one cell, then two of others that do not depend on each other: one at a time, if need be."""
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.parse_size", lambda size: memory)
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.hindrance", lambda *args: None)
+    together, gathered = [], Stepwise._gathered
+    monkeypatch.setattr(
+        Stepwise, "_gathered", lambda self, i, ahead: (together.append(len(i)), gathered(self, i, ahead=ahead))[1]
+    )
+    model = parse(BRANCHES)
+    data, _ = calibration(tmp_path, model, 512)
+    new = feeds(model, {"N": 64}, 99)
+    (y,) = run(model, new)
+
+    def error(**options):
+        result = onnxslim_merge.slim(model, ratio=0.4, calibration_data=data, **options)
+        return float(np.square(y - run(result.model, new)[0]).mean())
+
+    assert error(**FIT) < error(compensation="mean+merge")
+    assert max(together) == most

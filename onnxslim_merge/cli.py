@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: `sys.argv`); returns the exit code. Raises nothing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _one_line_warnings():
+        with _one_line_warnings(), _terminable():
             code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt) as error:
@@ -75,6 +77,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, text = _described(error)
         _say(text)
         return code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which containers and job queues send, is an interrupt: nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of background jobs in a shell
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _described(error: BaseException) -> tuple[int, str]:

@@ -282,8 +282,9 @@ def test_all_files_appear_or_none(cli: Cli, broken: str, monkeypatch: pytest.Mon
 # the run itself
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("wait", [0.0, 0.3])
-def test_interrupt(tmp_path: Path, wait: float):
+def test_interrupt(tmp_path: Path, wait: float, sent: signal.Signals):
     model = saved(tmp_path / "wide.onnx", WIDE)
     (tmp_path / "old.onnx").write_bytes(b"an older output")
     before = snapshot(tmp_path)
@@ -294,7 +295,7 @@ def test_interrupt(tmp_path: Path, wait: float):
         while not list(tmp_path.glob(".old.onnx.*/*")) and time.monotonic() < deadline and run.poll() is None:
             time.sleep(0.01)
         time.sleep(wait)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(sent)
 
     code, out, err = finished(run, interrupt)
     assert (code, out) == (130, "")

@@ -111,6 +111,18 @@ def test_errors_of_sums_are_those_of_rows():
     np.testing.assert_allclose(part.errors(w[some][:, few], c[few]), ((y - f[:, some] @ w[some] - c) ** 2).mean(0)[few])
 
 
+def test_means_far_above_the_spread_cost_no_digits():
+    """In float32, whose step at 10,000 is a thousandth: what is left are these steps, not sums of their squares."""
+    rng = np.random.default_rng(4)
+    f = (1e4 + rng.normal(size=(700, 5))).astype(np.float32)
+    y = (f[:, :2] - 1e4 + 5).astype(np.float32)
+    found, wide = gram(f, y), np.concatenate([f, y], axis=1, dtype=np.float64)
+    expected = np.cov(wide.T, bias=True)
+    np.testing.assert_allclose(np.concatenate(found.covariances, axis=1), expected[:5], atol=1e-6)
+    weights = np.eye(5)[:, :2]
+    np.testing.assert_allclose(found.errors(weights, np.full(2, 5 - 1e4)), 0, atol=1e-6)
+
+
 def test_a_fit_finds_weights_that_explain_everything():
     """The weakest ridge is weak enough, and the intercept takes the means: to a millionth of the targets."""
     rng = np.random.default_rng(1)

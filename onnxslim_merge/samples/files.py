@@ -51,7 +51,10 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:
             else:
                 arrays = loaded
     except Exception as error:  # numpy, zipfile and the OS raise a dozen classes for a damaged file
-        raise InputError(f"{file}: not readable as NumPy data ({' '.join(str(error).split())[:200]})") from None
+        why = " ".join(str(error).split())[:200]
+        if "allow_pickle" in why:  # advice for programmers, and not for files from anywhere
+            why = "it holds Python objects; save plain arrays of numbers"
+        raise InputError(f"{file}: not readable as NumPy data ({why})") from None
     if isinstance(arrays, np.ndarray):
         if len(specs) != 1:
             raise InputError(f"{file}: an .npy file fits models with one input; save an .npz with {_expected(specs)}")

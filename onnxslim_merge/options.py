@@ -154,6 +154,15 @@ class SettingsOptions:
             f" (default {_DEFAULT.augment})",
         ),
     ] = None
+    pixels: Annotated[
+        str | None,
+        Parameter(
+            group=_MODEL,
+            allow_leading_hyphen=True,
+            help="Of made-up images: normal (mean 0, deviation 1), or LOW:HIGH as 0:255; auto: a range if the layers"
+            f" clearly expect it. (default {_DEFAULT.pixels})",
+        ),
+    ] = None
     memory_limit: Annotated[
         str | None,
         Parameter(

@@ -104,7 +104,7 @@ def run_slim(
         graph = prepare(source, custom_ops=settings.custom_ops)
     with run.stage("probe"):
         probes = probe_shapes(graph, source, settings.input_shapes, settings.custom_ops)
-        samples = pick_samples(source, settings, probes[0])
+        samples = pick_samples(graph, source, settings, probes[0])
     with run.stage("analyse"):
         analysis = analyse_channels(graph, probes, settings.allow_inexact)
     work = Work(run, source, graph, probes, samples, analysis)
@@ -152,7 +152,7 @@ class Work:
         """Settle what "auto" means for this model."""
         asked = self.run.settings
         has_batchnorm = any(flow.moments is not None for flow in self.analysis.flows.values())
-        self.run.settings = asked.resolved(has_batchnorm=has_batchnorm)
+        self.run.settings = asked.resolved(has_batchnorm=has_batchnorm, pixels=self.samples.pixels)
         self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:

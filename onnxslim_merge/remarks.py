@@ -57,7 +57,15 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
 
 def on_samples(plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity) -> list[str]:
     """Of what was judged on: whether it says much, and outputs that have little in common with the original's."""
-    return _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
+    return _fitted(plan, samples, settings) + _made_up(plan, samples, settings) + _unlike(plan, samples, fidelity)
+
+
+def _made_up(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
+    """Of refits on images that nothing but a guess says anything of."""
+    if not removes(plan) or not settings.refits or settings.criterion == "greedy" or "noise" not in samples.source:
+        return []
+    what = "mean 0 and deviation 1" if samples.pixels == "normal" else samples.pixels
+    return [f"refitted on made-up images with pixels of {what}: if the model reads others, say which by --pixels"]
 
 
 def _fitted(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import onnx_graphsurgeon as gs
+
 from onnxslim_merge.model_io import Source
+from onnxslim_merge.pixels import pick_pixels
 from onnxslim_merge.probe import Probe
 from onnxslim_merge.samples import Samples, find_files, input_specs, load_images, load_samples, synthetic_samples
 from onnxslim_merge.settings import Settings
@@ -12,7 +15,7 @@ FITTED, FITTED_ELEMENTS = (32, 512), 1 << 24  # least squares have as many unkno
 CHECKED = 8  # samples in a batch: the exact checks take one
 
 
-def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
+def pick_samples(graph: gs.Graph, source: Source, settings: Settings, probe: Probe) -> Samples:
     """For checks, fidelity and means: the calibration data, or smoothed noise where inputs look like images."""
     specs = input_specs(source.proto)
     if settings.calibration_data is not None:
@@ -21,7 +24,8 @@ def pick_samples(source: Source, settings: Settings, probe: Probe) -> Samples:
             return load_images(found, specs, sizes=probe.inputs, how=settings.preprocessing)
         return load_samples(found.path, specs)
     count = _count(probe, MEASURED, MEASURED_ELEMENTS)
-    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED)
+    pixels = pick_pixels(graph, source, settings, probe)
+    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED, pixels=pixels)
 
 
 def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> Samples:
@@ -30,7 +34,9 @@ def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samp
         return given
     count = _count(probe, FITTED, FITTED_ELEMENTS)
     specs = input_specs(source.proto)
-    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True)
+    return synthetic_samples(
+        specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True, pixels=given.pixels
+    )
 
 
 def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:

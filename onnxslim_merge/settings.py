@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from onnxslim_merge.errors import InputError, UsageError
 from onnxslim_merge.preprocessing import NAMES, ChannelOrder, Layout, Preprocessing
 
@@ -34,7 +36,7 @@ DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
 RECORDED = (
     "criterion", "geometry", "kernel_cut", "compensation", "ratio", "ratio_for", "scope", "min_channels",
     "channel_multiple", "exclude", "threshold", "lam", "donors", "allow_inexact", "input_shapes", "keep_batchnorm",
-    "augment", "seed",
+    "augment", "pixels", "seed",
 )  # fmt: skip
 
 
@@ -84,6 +86,8 @@ class Settings:
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
         more goes to a temporary folder; layers too wide for their sums are merged instead.
+    pixels: of images that are made up, where there are no calibration data: "normal" (mean 0, deviation 1), a range as
+        "0:255", or "auto": a range if the layers of the model clearly expect it, else normal.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.
     mean, std, scale, layout, channel_order: of images as calibration data; see `Preprocessing`.
     """
@@ -105,6 +109,7 @@ class Settings:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     keep_batchnorm: bool = False
     augment: Augment = "mirror"
+    pixels: str = "auto"
     memory_limit: int | str = "2GiB"
     seed: int = 0
     device: str = "cpu"
@@ -128,6 +133,8 @@ class Settings:
                 raise UsageError(f"{chosen}: choose one of {', '.join(get_args(kind))}")
         if not DEVICES.fullmatch(self.device):
             raise UsageError(f"--device {self.device!r}: choose cpu, cuda, cuda:N or torch")
+        if self.pixels not in ("auto", "normal"):
+            _range(self.pixels)
         for name in self.allow_inexact:
             if name not in get_args(Inexact):
                 raise UsageError(f"--allow-inexact {name!r}: choose {' or '.join(get_args(Inexact))}")
@@ -200,7 +207,7 @@ class Settings:
         """Whether consumers' biases get the means of removed channels."""
         return "mean" in self.compensation or self.refits
 
-    def resolved(self, *, has_batchnorm: bool) -> Settings:
+    def resolved(self, *, has_batchnorm: bool, pixels: str) -> Settings:
         """These settings with "auto" decided for one model."""
         compensation = self.compensation
         if compensation == "auto" and self.calibration_data is not None:
@@ -210,11 +217,9 @@ class Settings:
         fits = compensation == "least-squares"
         donors = "all" if self.donors == "auto" and (self.compensation == "auto" or fits) else self.donors
         criterion = self.criterion
-        if (
-            criterion == "auto"
-        ):  # samples that are not of the data tell nothing where no BatchNormalization corrects them
+        if criterion == "auto":  # samples that are not of the data say little where no BatchNormalization corrects them
             criterion = "greedy" if fits and (has_batchnorm or self.calibration_data is not None) else "consumer"
-        return replace(self, criterion=criterion, compensation=compensation, donors=donors)
+        return replace(self, criterion=criterion, compensation=compensation, donors=donors, pixels=pixels)
 
     def record(self) -> dict[str, Any]:
         """What decides the plan, as JSON values: no paths."""
@@ -263,8 +268,9 @@ class Settings:
             idle[f"with --criterion {self.criterion}"] = ["geometry", "kernel_cut"]
         elif self.criterion == "reprune":
             idle["with --criterion reprune"] = ["kernel_cut"]
-        if self.calibration_data is not None and not self.refits and self.criterion != "greedy":  # these draw rows
-            idle["with --calibration-data"] = ["seed"]
+        if self.calibration_data is not None:
+            draws = self.refits or self.criterion == "greedy"  # rows
+            idle["with --calibration-data"] = ["pixels"] if draws else ["pixels", "seed"]
         if not self.refits:
             idle.setdefault("without least squares", []).extend(["augment", "memory_limit"])
         elif self.calibration_data is None:
@@ -318,6 +324,16 @@ def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 def _ratio(option: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UsageError(f"{option} {value}: the share of channels to remove must be at least 0 and below 1")
+
+
+def _range(pixels: str) -> None:
+    low, _, high = pixels.partition(":")
+    try:
+        fits = -np.inf < float(low) < float(high) < np.inf
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError(f"--pixels {pixels!r}: expected auto, normal or LOW:HIGH, as in 0:255 or -1:1")
 
 
 def _regex(option: str, pattern: str) -> None:

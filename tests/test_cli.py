@@ -252,6 +252,7 @@ def test_usage_error(cli: Cli, arguments: list[str]):
             ["out.onnx", "--calibration-data", "data.npz", "--compensation", "mean", "--seed", "1"],
             ["--seed", "--calibration-data"],
         ),
+        (["out.onnx", "--calibration-data", "data.npz", "--pixels", "0:1"], ["--pixels", "--calibration-data"]),
         (["out.onnx", "--compensation", "least-squares", "--augment", "none"], ["--augment", "--calibration-data"]),
         (["out.onnx", "--compensation", "merge", "--augment", "none"], ["--augment", "least squares"]),
     ],

@@ -76,7 +76,7 @@ def test_plan_keeps_its_own_settings_only(cli: Cli):
     cli.ok("in.onnx", "out.onnx", "--plan", "plan.json", "--input-shapes", "x:4,6")
     given = {"ratio_for": "fc=0.5", "exclude": "fc", "keep_batchnorm": None, "scope": "all", "criterion": "l2"}
     given |= {"compensation": "none", "allow_inexact": "layernorm", "geometry": "cosine", "kernel_cut": "layer"}
-    given["augment"] = "none"
+    given |= {"augment": "none", "pixels": "0:255"}
     for name in set(RECORDED) - {"input_shapes"}:
         option, value = "--" + name.replace("_", "-"), given.get(name, "1")
         text = cli.refused(

@@ -27,7 +27,7 @@ def analysed(path: Path, settings: Settings) -> Work:
     run, source = Run(settings, lambda stage: None), load(path)
     graph = prepare(source)
     probes = probe_shapes(graph, source, {})
-    samples = pick_samples(source, settings, probes[0])
+    samples = pick_samples(graph, source, settings, probes[0])
     return Work(run, source, graph, probes, samples, analyse_channels(graph, probes))
 
 

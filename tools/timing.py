@@ -108,7 +108,7 @@ def prepared(path: Path) -> tuple[float, int, Callable[[Criterion], tuple[Times,
     graph = prepare(source)
     probes = probe_shapes(graph, source, {})
     spent = time.perf_counter() - start
-    samples = pick_samples(source, Settings(), probes[0])  # which no criterion here looks at
+    samples = pick_samples(graph, source, Settings(), probes[0])  # which no criterion here looks at
 
     def run(criterion: Criterion) -> tuple[Times, int]:
         """What each stage takes, and how many cells there are."""

@@ -75,7 +75,7 @@ def refit(
         if end is not None and (first is None or first.gaining is not None):
             signed = np.broadcast_to(views.output_scale(consumer, signed=True), intercept.shape)
             limits = Limits(end.low, end.high, np.where(np.abs(signed) < SILENT, 0.0, signed))
-            samples = [replace(s, features=s.features[:, features]) for s in reading.samples]
+            samples = [s if left.all() else replace(s, features=s.features[:, features]) for s in reading.samples]
             better = one_sided(found, train, samples, limits, None if first is None else first.gaining)
             weights, intercept, gaining = better or (weights, intercept, None)
         rows[mine] = weights.reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)

@@ -15,9 +15,10 @@ from onnxslim_merge.statistics.gram import Gram
 
 Floats = NDArray[np.float64]
 FLOOR = 0.01
-# Of each feature's variance, the strongest first; weak ones are for features that explain the targets exactly.
-STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
-PATIENCE = 3  # strengths without improvement
+# Of each feature's variance, from the most usual on; the weakest are for features that explain the targets exactly.
+WEAKER = (0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
+STRONGER = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+PATIENCE = 2  # strengths without improvement
 OUTPUTS = 64  # that are enough to choose a strength by
 
 
@@ -70,14 +71,10 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
 
     anchors: (n, o) by name. importance: of each output's squared error (o,).
     """
-    search, get = _search(train, held, anchors, importance), train.device.get
+    search = _search(train, held, anchors, importance)
     error, name, strength = search.best()
-    weights = train.device.put(anchors[name])
-    if strength is not None:
-        solved = search.solved(strength, train.covariances[1], weights)
-        weights = weights if solved is None else solved
-    f, y = train.means
-    return Fit(get(weights), get(y - f @ weights), error, name, strength, search.plain, anchors[name])
+    start = anchors[name]
+    return fit_again(train, anchors, Fit(start, np.zeros(start.shape[1]), error, name, strength, search.plain, start))
 
 
 def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
@@ -112,30 +109,34 @@ class _Search:
         self.plain: dict[str, float] = {}
 
     def best(self) -> tuple[float, str, float | None]:
-        """(error, anchor, strength): from the strongest on, until nothing gets better."""
+        """(error, anchor, strength): ever weaker, then ever stronger, until nothing gets better."""
         importance = self.importance
         total = float(importance @ self.held.variance)
         total = total if total > 0 else 1.0
         self.plain = {name: self._error(weights, importance) / total for name, weights in self.anchors.items()}
         best: tuple[float, str, float | None] = min((value, name, None) for name, value in self.plain.items())
-        since = 0
-        for strength in STRENGTHS:
-            found = []
-            for name, anchor in self.anchors.items():
-                weights = self.solved(strength, self.cross, anchor)
-                if weights is not None:
-                    found.append((self._error(weights, importance) / total, name, strength))
-            improved = min([best, *found], key=lambda item: item[0])
-            since = 0 if improved is not best else since + 1
-            best = improved
-            if since == PATIENCE or not found:
+        for direction in (WEAKER, STRONGER):
+            since = 0
+            for strength in direction:
+                found = self._tried(strength, total)
+                improved = min([best, *found], key=lambda item: item[0])
+                since = 0 if improved is not best else since + 1
+                best = improved
+                if since == PATIENCE or not found:
+                    break
+            if best[2] is not None and best[2] < WEAKER[0]:
                 break
         return best
 
-    def solved(self, strength: float, cross: Any, anchor: Any) -> Any:
-        """Weights of one strength; None where that is not stable."""
-        ridge = penalties(self.train, self.covariance, strength)
-        return _solved(self.train.device, self.covariance, cross, ridge, anchor)
+    def _tried(self, strength: float, total: float) -> list[tuple[float, str, float | None]]:
+        """(error, anchor, strength) of every anchor; none where that is not stable."""
+        device, ridge = self.train.device, penalties(self.train, self.covariance, strength)
+        factor, found = _factored(device, self.covariance, ridge), list[tuple[float, str, float | None]]()
+        for name, anchor in self.anchors.items() if factor is not None else ():
+            weights = device.linalg.solve_factored(factor, self.cross + ridge[:, None] * anchor)
+            if _is_finite(device, weights):
+                found.append((self._error(weights, self.importance) / total, name, strength))
+        return found
 
     def _error(self, weights: Any, importance: Floats) -> float:
         f, y = self.train.means
@@ -165,12 +166,3 @@ def _factored(device: Device, covariance: Any, ridge: Any) -> Any:
 
 def _is_finite(device: Device, weights: Any) -> bool:
     return bool(device.xp.all(device.xp.isfinite(weights)))
-
-
-def _solved(device: Device, covariance: Any, cross: Any, ridge: Any, anchor: Any) -> Any:
-    """Argmin of the mean square plus, feature by feature, ridge |weights - anchor|^2; None where not stable."""
-    factor = _factored(device, covariance, ridge)
-    if factor is None:
-        return None
-    weights = device.linalg.solve_factored(factor, cross + ridge[:, None] * anchor)
-    return weights if _is_finite(device, weights) else None

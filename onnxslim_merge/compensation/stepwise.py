@@ -187,7 +187,7 @@ class Stepwise:
         if not indices:
             return {}
         stays = keep_mask(self.views.analysis, self.kept)
-        room = self._memory // 32 // len(indices)  # an eighth, in numbers of float32
+        room = self._memory // 64 // len(indices)  # a sixteenth, in numbers of float32
         readings = {i: self._reading(i, stays, room) for i in indices if i in self._solvable}
         mixtures = [self._mixture(*parts, stays) for i in indices if i in self._mixed for parts in self._cells_of[i]]
         ends = {} if ahead else {i: self._cutoffs[i].tensor for i in indices if i in self._cutoffs}

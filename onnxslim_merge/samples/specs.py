@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -29,11 +29,15 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Batches of feeds (input name -> array), the number of samples in all of them, and where they came from."""
+    """Batches of feeds (input name -> array), the number of samples in all of them, and where they came from.
+
+    pixels: of images that were made up, "normal" or their range.
+    """
 
     feeds: list[dict[str, np.ndarray]]
     count: int
     source: str
+    pixels: str = "normal"
 
     def in_float32(self) -> Samples:
         """The same samples, fp16 and bf16 as fp32."""
@@ -42,7 +46,7 @@ class Samples:
             half = array.dtype == np.float16 or str(array.dtype) == "bfloat16"
             return array.astype(np.float32) if half else array
 
-        return Samples([{n: single(a) for n, a in f.items()} for f in self.feeds], self.count, self.source)
+        return replace(self, feeds=[{n: single(a) for n, a in f.items()} for f in self.feeds])
 
     def first(self, count: int, specs: Sequence[InputSpec]) -> Samples:
         """At least the first `count` samples, in whole batches (a fixed batch size cannot be cut)."""

@@ -11,6 +11,7 @@ from onnxslim_merge.samples.leaves import dead_leaves
 from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
 
 CHANNELS = (1, 3, 4)
+BRIGHTNESS, CONTRAST = 0.45, 0.25  # mean and deviation of photographs, in shares of the range of pixels
 COLOUR_SHARE = 0.2  # of the variance; photographs differ more in brightness than in hue
 
 
@@ -23,6 +24,7 @@ def synthetic_samples(
     int_ranges: Mapping[str, tuple[int, int]] | None = None,
     batch: int = 32,
     leaves: bool = False,
+    pixels: str = "normal",
 ) -> Samples:
     """At least `count` samples, the same for the same arguments, in batches of `batch` or of the model's fixed size.
 
@@ -34,7 +36,7 @@ def synthetic_samples(
     at all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance
     1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it); with
     `leaves`, opaque shapes that hide each other, which have edges as photographs have, of the same mean and variance.
-    Other
+    pixels "LOW:HIGH": floats of an image lie in this range, around its middle, with a quarter of it as deviation. Other
     floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes that
     do not fit.
     """
@@ -50,12 +52,24 @@ def synthetic_samples(
         feed = {}
         for spec in specs:
             shape = _shape(spec, sizes, rows if spec.name in batching.names else None)
-            images = images or image_axis(spec, shape) is not None
+            image = image_axis(spec, shape) is not None
+            images = images or image
             feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), leaves)
+            if image and pixels != "normal" and is_float(spec.dtype):
+                feed[spec.name] = _in_range(feed[spec.name], pixels)
         feeds.append(feed)
         total += batching.size_of(feed)
     kind = ("dead leaves" if leaves else "smoothed noise") if images else "random values"
-    return Samples(feeds, total, f"synthetic ({kind}, seed {seed})")
+    where = f", pixels {pixels}" if images and pixels != "normal" else ""
+    return Samples(feeds, total, f"synthetic ({kind}{where}, seed {seed})", pixels)
+
+
+def _in_range(image: np.ndarray, pixels: str) -> np.ndarray:
+    """Numbers of mean 0 and deviation 1 as pixels from LOW to HIGH."""
+    low, high = map(float, pixels.split(":"))
+    wide = low + (high - low) * (BRIGHTNESS + CONTRAST * image.astype(np.float32))
+    found: np.ndarray = np.clip(wide, low, high).astype(image.dtype)
+    return found
 
 
 def _shape(spec: InputSpec, sizes: Mapping[str, tuple[int, ...]], rows: int | None) -> tuple[int, ...]:

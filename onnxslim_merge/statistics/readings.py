@@ -17,8 +17,8 @@ from onnxslim_merge.views import Views
 HELD_OUT = 8  # every eighth batch chooses the ridge, and never joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
-SAMPLED, SAMPLED_ROWS = 1 << 26, 1024
-SINGLE = 1536  # features from which on products within a batch are float32; their sums never are
+SAMPLED = 1 << 25  # numbers, of rows that are kept themselves
+SINGLE = 512  # features from which on products within a batch are float32; their sums never are
 
 Ids = NDArray[np.int64]
 

@@ -1,0 +1,102 @@
+"""Which numbers a model that reads images expects for pixels: no file says it, but layers tell it apart.
+
+What a layer makes of the images that it was trained on, before the function that follows, lies on both sides of zero:
+BatchNormalization saw to that, and folding it moved the mean of these images into biases. Shown other pixels, biases
+are not met by what they are there for: then channels have means far above their spread, and hardly anything depends on
+the image any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxslim_merge.errors import SlimError
+from onnxslim_merge.model_io import Source, runnable
+from onnxslim_merge.probe import Probe, tap
+from onnxslim_merge.runtime import Runner
+from onnxslim_merge.samples import InputSpec, Samples, image_axis, input_specs, is_float, synthetic_samples
+from onnxslim_merge.settings import Settings
+from onnxslim_merge.statistics.moments import Place
+
+RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
+EVIDENCE = 3.0  # means are so many times further out on normal pixels than on those of a range that is taken instead
+USUAL = 0.3  # no range has been seen to bring means nearer
+LAYERS, IMAGES, ELEMENTS = 8, (2, 16), 1 << 18  # least and most, and numbers in all
+CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
+BIAS = re.compile("Add|Sum")
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Probe) -> str:
+    """`--pixels`, or what it is for this model where it is "auto": one of RANGES if layers say so clearly."""
+    if settings.pixels != "auto":
+        return settings.pixels
+    specs, places = input_specs(source.proto), list(_outputs(graph))[:LAYERS]
+    if settings.calibration_data is not None or not places or not any(_is_image(spec, probe) for spec in specs):
+        return "normal"
+    count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
+    try:
+        with runnable(graph, source) as model:
+            runner = Runner(_cut(model, places), custom_ops=settings.custom_ops, label="the prepared model")
+
+            def outlying(pixels: str) -> float:
+                samples = synthetic_samples(
+                    specs, sizes=probe.inputs, count=count, seed=settings.seed, leaves=True, pixels=pixels
+                )
+                return _outlying(runner, samples, places)
+
+            normal = outlying("normal")
+            if normal < EVIDENCE * USUAL:
+                return "normal"
+            least, found = min((outlying(pixels), pixels) for pixels in RANGES)
+    except SlimError:  # what cannot be run is said elsewhere
+        return "normal"
+    return found if normal >= EVIDENCE * least else "normal"
+
+
+def _is_image(spec: InputSpec, probe: Probe) -> bool:
+    return is_float(spec.dtype) and image_axis(spec, tuple(probe.inputs.get(spec.name, ()))) is not None
+
+
+def _cut(model: onnx.ModelProto | Path, places: Sequence[Place]) -> onnx.ModelProto | Path:
+    """The model up to these tensors; of a file, another file beside it."""
+    cut = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+    del cut.graph.output[:]
+    tap(cut, [name for name, _ in places])
+    if not isinstance(model, Path):
+        return cut
+    target = model.with_name("cut.onnx")
+    target.write_bytes(cut.SerializeToString())
+    return target
+
+
+def _outlying(runner: Runner, samples: Samples, places: Sequence[Place]) -> float:
+    """How far from zero means are, in units of the spread: of the median channel, on average over layers."""
+    names, found = [name for name, _ in places], []
+    runs = [runner.run(feeds, names) for feeds in samples.feeds]
+    for name, axis in places:
+        rows = np.concatenate([np.moveaxis(run[name], axis, -1).reshape(-1, run[name].shape[axis]) for run in runs])
+        mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+        varies = spread > CONSTANT * np.abs(rows).max(initial=0.0)
+        if varies.any():
+            found.append(float(np.median(np.abs(mean[varies]) / spread[varies])))
+    return float(np.mean(found)) if found else np.inf
+
+
+def _outputs(graph: gs.Graph) -> Iterator[Place]:
+    """(tensor, axis of channels) of layers with weights, behind a bias that is added apart."""
+    exposed = {tensor.name for tensor in graph.outputs}
+    for node in graph.nodes:
+        if node.op not in WEIGHTED or not any(hasattr(tensor, "values") for tensor in node.inputs[1:2]):
+            continue
+        tensor = node.outputs[0]
+        after = tensor.outputs[0] if len(tensor.outputs) == 1 and tensor.name not in exposed else None
+        if after is not None and BIAS.fullmatch(after.op) and any(hasattr(other, "values") for other in after.inputs):
+            tensor = after.outputs[0]
+        yield tensor.name, 1 if node.op == "Conv" else -1

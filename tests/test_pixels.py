@@ -1,0 +1,70 @@
+"""Which pixels a model expects is told from its layers where they say so clearly, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_least_squares import calibration
+from textmodels import parse, replace_weights, weights
+
+import onnxslim_merge
+from onnxslim_merge.errors import UsageError
+from onnxslim_merge.samples import InputSpec, synthetic_samples
+from onnxslim_merge.verify import speed
+
+# {0}: the shape of images; {1}: what brings channels first
+NET = """g (float[N, {0}] x) => (float[N, 4] y) <float[16,3,3,3] w, float[16] b, float[16,16,3,3] v, float[16] c,
+float[16,4] u>
+{{ {1} h = Conv (i, w, b) r = Relu (h) k = Conv (r, v, c) s = Relu (k) p = GlobalAveragePool (s) f = Flatten (p)
+y = MatMul (f, u) }}"""
+FIRST, LAST = (
+    NET.format("3, 12, 12", "i = Identity (x)"),
+    NET.format("12, 12, 3", "i = Transpose <perm = [0,3,1,2]> (x)"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_timing(monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
+
+
+def trained_on(text, low, high):
+    """A model whose first layer is centred and scaled for pixels from low to high, as folding does that."""
+    model = parse(text)
+    w = weights(model)["w"] / (0.25 * (high - low))
+    mean = low + 0.45 * (high - low)
+    return replace_weights(model, {"w": w, "b": -mean * w.sum((1, 2, 3)) + 0.1 * weights(model)["b"]})
+
+
+@pytest.mark.parametrize("text", [FIRST, LAST])
+@pytest.mark.parametrize(("low", "high", "found"), [(0, 255, "0:255"), (-1.8, 2.2, "normal"), (-1, 1, "normal")])
+def test_a_range_is_found_where_layers_expect_it(text, low, high, found):
+    result = onnxslim_merge.slim(trained_on(text, low, high))
+    assert result.plan.settings["pixels"] == found
+    assert ("pixels 0:255" in result.report.fidelity_source) == (found == "0:255")
+
+
+def test_what_is_asked_for_is_taken(tmp_path):
+    model = trained_on(FIRST, 0, 255)
+    result = onnxslim_merge.slim(model, pixels="-1:1", compensation="least-squares")
+    assert "pixels -1:1" in result.report.fidelity_source
+    assert any("pixels of -1:1: if the model reads others" in note for note in result.report.notes)
+    data, _ = calibration(tmp_path, model)
+    result = onnxslim_merge.slim(model, calibration_data=data)
+    assert result.plan.settings["pixels"] == "normal"
+
+
+def test_pixels_lie_in_their_range():
+    specs = [InputSpec("x", np.dtype(np.float32), ("N", 3, 16, 16))]
+    images = synthetic_samples(specs, sizes={"x": (3, 16, 16)}, count=64, seed=0, leaves=True, pixels="10:110").feeds
+    values = np.concatenate([feed["x"] for feed in images])
+    assert values.min() >= 10
+    assert values.max() <= 110
+    assert abs(values.mean() - 55) < 3
+    assert 20 < values.std() < 27
+
+
+@pytest.mark.parametrize("pixels", ["", "255", "255:0", "0:", "a:b", "0:inf", "nan:1", "0:1:2"])
+def test_bad_ranges(pixels):
+    with pytest.raises(UsageError, match="--pixels"):
+        onnxslim_merge.Settings(pixels=pixels)

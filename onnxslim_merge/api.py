@@ -12,6 +12,7 @@ import onnx
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.errors import UsageError
 from onnxslim_merge.model_io import build, load
+from onnxslim_merge.parsing import parse_input_shapes
 from onnxslim_merge.pipeline import Progress, SlimResult, run_slim
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.prepare import prepare
@@ -20,7 +21,7 @@ from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.provenance import metadata
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.samples import find_files, input_specs
-from onnxslim_merge.settings import RECORDED, RatioRule, Settings, option_name, parse_input_shapes
+from onnxslim_merge.settings import RECORDED, RatioRule, Settings, option_name
 
 Model = str | Path | onnx.ModelProto
 

@@ -22,12 +22,12 @@ from onnxslim_merge.probe import Probe, tap
 from onnxslim_merge.runtime import Runner
 from onnxslim_merge.samples import InputSpec, Samples, image_axis, input_specs, is_float, synthetic_samples
 from onnxslim_merge.settings import Settings
-from onnxslim_merge.statistics.moments import Place
 
 RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
 EVIDENCE = 3.0  # means are so many times further out on normal pixels than on those of a range that is taken instead
 USUAL = 0.3  # no range has been seen to bring means nearer
 LAYERS, IMAGES, ELEMENTS = 8, (2, 16), 1 << 18  # least and most, and numbers in all
+Place = tuple[str, int]  # a tensor, and its axis of channels
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
 BIAS = re.compile("Add|Sum")
 WEIGHTED = ("Conv", "Gemm", "MatMul")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from onnxslim_merge.errors import InputError, UsageError
+from onnxslim_merge.parsing import parse_range, parse_size
 from onnxslim_merge.preprocessing import NAMES, ChannelOrder, Layout, Preprocessing
 
 Criterion = Literal["auto", "l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel", "greedy"]
@@ -27,9 +26,6 @@ CHOICES = {
     "layout": Layout, "channel_order": ChannelOrder,
 }  # fmt: skip
 DONORS = ("auto", "representative", "all")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmg]?i?b|)", re.IGNORECASE)
-UNITS = {"": 1, "b": 1} | {f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmg", 1) for i in ("", "i")}
-LEAST_MEMORY = 1 << 26
 DEVICES = re.compile(r"cpu|torch|cuda(:\d+)?")
 
 # The settings that decide the plan; the others only say where things are and what is measured.
@@ -134,7 +130,7 @@ class Settings:
         if not DEVICES.fullmatch(self.device):
             raise UsageError(f"--device {self.device!r}: choose cpu, cuda, cuda:N or torch")
         if self.pixels not in ("auto", "normal"):
-            _range(self.pixels)
+            parse_range(self.pixels)
         for name in self.allow_inexact:
             if name not in get_args(Inexact):
                 raise UsageError(f"--allow-inexact {name!r}: choose {' or '.join(get_args(Inexact))}")
@@ -295,45 +291,9 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_size(size: int | str) -> int:
-    """Bytes from a number or from `500MB`, `1.5 GiB`, `4096`. Raises UsageError."""
-    found = SIZE.fullmatch(str(size).strip())
-    bytes_ = float(found[1]) * UNITS[found[2].lower()] if found else 0.0
-    if not LEAST_MEMORY <= bytes_ < float("inf"):
-        raise UsageError(f"--memory-limit {size!r}: expected a size of at least 64MiB, as in 500MB or 2GiB")
-    return int(bytes_)
-
-
-def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes by input name from texts `NAME:1,3,224,224`, split at the last colon. Raises UsageError."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, _, sizes = text.rpartition(":")
-        try:
-            shape = tuple(int(size) for size in sizes.split(","))
-        except ValueError:
-            shape = ()
-        if not name or not shape:
-            raise UsageError(f"--input-shapes {text!r}: expected NAME:1,3,224,224")
-        if name in shapes:
-            raise UsageError(f"--input-shapes {name}: given twice")
-        shapes[name] = shape
-    return shapes
-
-
 def _ratio(option: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UsageError(f"{option} {value}: the share of channels to remove must be at least 0 and below 1")
-
-
-def _range(pixels: str) -> None:
-    low, _, high = pixels.partition(":")
-    try:
-        fits = -np.inf < float(low) < float(high) < np.inf
-    except ValueError:
-        fits = False
-    if not fits:
-        raise UsageError(f"--pixels {pixels!r}: expected auto, normal or LOW:HIGH, as in 0:255 or -1:1")
 
 
 def _regex(option: str, pattern: str) -> None:

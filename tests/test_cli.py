@@ -23,7 +23,8 @@ import onnxslim_merge
 from onnxslim_merge import SlimPlan
 from onnxslim_merge.cli import main
 from onnxslim_merge.errors import OutputError, UsageError
-from onnxslim_merge.settings import RatioRule, Settings, parse_input_shapes
+from onnxslim_merge.parsing import parse_input_shapes
+from onnxslim_merge.settings import RatioRule, Settings
 
 __all__ = ["cli"]  # a fixture
 

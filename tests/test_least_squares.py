@@ -13,8 +13,8 @@ from onnxslim_merge.compensation.onesided import Limits, one_sided
 from onnxslim_merge.compensation.refittable import cutoff
 from onnxslim_merge.compensation.ridge import fit, fit_again
 from onnxslim_merge.errors import OutputError, UsageError
+from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import InputSpec, with_mirror_images
-from onnxslim_merge.settings import parse_size
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading, Sample
 from onnxslim_merge.verify import speed

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnxslim_merge.compensation.solver import Solution, Solver
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
+from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import Samples, with_mirror_images
 from onnxslim_merge.samples.specs import Batching, input_specs
 from onnxslim_merge.select import Amount
-from onnxslim_merge.settings import parse_size
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.readings import HELD_OUT
 from onnxslim_merge.statistics.tracks import Tracks

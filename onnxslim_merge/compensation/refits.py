@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_merge.channels.claims import Consumer
 from onnxslim_merge.compensation.choosing import by_feature, importance
 from onnxslim_merge.compensation.donors import Donors
 from onnxslim_merge.compensation.mixing import Mixture
@@ -41,6 +42,15 @@ class Refitted:
     def finite(self) -> bool:
         """Whether these are numbers."""
         return bool(np.isfinite(self.weight).all() and np.isfinite(self.gain).all())
+
+
+def shortfall(views: Views, consumer: Consumer, original: NDArray[Any], slim: NDArray[Any]) -> NDArray[Any]:
+    """What the other branch of a sum lacks, as the consumer's output sees it, before any BatchNormalization."""
+    slot, size = consumer.bias, views.width(consumer)
+    scale = np.broadcast_to(views.output_scale(consumer, signed=True), size)
+    safe = np.where(np.abs(scale) < SILENT, np.inf, scale)
+    line = safe.reshape([-1 if slot is not None and a == slot.axis else 1 for a in range(original.ndim)])
+    return np.asarray((original - slim) / line, original.dtype)
 
 
 def refit(

@@ -22,13 +22,13 @@ from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.choosing import Part, Refit, cheapest
 from onnxslim_merge.compensation.mixing import Mixture, unmixable
-from onnxslim_merge.compensation.refits import SILENT, Refitted, refit, remix
+from onnxslim_merge.compensation.refits import Refitted, refit, remix, shortfall
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.compensation.waves import affordable, sums_bytes
 from onnxslim_merge.criteria import choose
+from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.select import Amount, keep_mask
-from onnxslim_merge.settings import parse_size
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
 from onnxslim_merge.values import Value, cell_values
@@ -201,7 +201,7 @@ class Stepwise:
             for index, reading in readings.items():
                 y = (slim if ahead else original)[reading.consumer.output]
                 if (side := besides.get(index)) is not None:
-                    y = y + self._shortfall(reading.consumer, original[side], slim[side])
+                    y = y + shortfall(self.views, reading.consumer, original[side], slim[side])
                 before = original[ends[index]] if index in ends else None
                 reading.add(batch, batches, slim[reading.consumer.x], y, seed, before)
             for mixture in mixtures:
@@ -236,14 +236,6 @@ class Stepwise:
             return False
         waiting = {self.tracks.place(self._of(event).node) for event in self._events() if event not in self._done}
         return not self.tracks.before(side) & waiting
-
-    def _shortfall(self, consumer: Consumer, original: NDArray[Any], slim: NDArray[Any]) -> NDArray[Any]:
-        """What the other branch of a sum lacks, as the consumer's output sees it, before any BatchNormalization."""
-        slot, size = consumer.bias, self.views.width(consumer)
-        scale = np.broadcast_to(self.views.output_scale(consumer, signed=True), size)
-        safe = np.where(np.abs(scale) < SILENT, np.inf, scale)
-        line = safe.reshape([-1 if slot is not None and a == slot.axis else 1 for a in range(original.ndim)])
-        return np.asarray((original - slim) / line, original.dtype)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxslim_merge.errors import InputError, UsageError
+from onnxslim_merge.parsing import parse_range
 from onnxslim_merge.samples.leaves import dead_leaves
 from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
 
@@ -66,7 +67,7 @@ def synthetic_samples(
 
 def _in_range(image: np.ndarray, pixels: str) -> np.ndarray:
     """Numbers of mean 0 and deviation 1 as pixels from LOW to HIGH."""
-    low, high = map(float, pixels.split(":"))
+    low, high = parse_range(pixels)
     wide = low + (high - low) * (BRIGHTNESS + CONTRAST * image.astype(np.float32))
     found: np.ndarray = np.clip(wide, low, high).astype(image.dtype)
     return found

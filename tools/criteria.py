@@ -64,7 +64,7 @@ REST = [(v, c) for v in VARIANTS if ", " in v for c in COMPENSATIONS]
 REST += [(v, c) for v in ("reprune", "reprune, cosine") for c in FREE]
 SHIFTS = ("l1", "l2", "reprune", "reprune, cosine", "reprune-kernel")
 SHIFT_IMAGES, SHIFT_RATIO = 64, 0.5
-HOPELESS = 20.0  # percent of agreement, of ten classes: such models are not scored, to save hours
+HOPELESS = 50.0  # percent of agreement, of ten classes: such models are not scored, to save hours
 
 
 @dataclass(frozen=True, slots=True)

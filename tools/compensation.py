@@ -346,7 +346,9 @@ def write(folder: Path, target: Path, /) -> None:
         ]
         if parts:
             found[name] = {k: v for part in parts for k, v in part.items()}
-    target.write_text(compensation_page.page(found, CASES), encoding="utf-8")
+    images = folder / "generators.json"
+    generators = json.loads(images.read_text()) if images.exists() else {}
+    target.write_text(compensation_page.page(found, CASES, generators), encoding="utf-8")
 
 
 if __name__ == "__main__":

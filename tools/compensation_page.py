@@ -48,8 +48,11 @@ RIVALS = """\
 STARRED = "\\* least squares were not possible there, so that channels were merged instead."
 
 
-def page(facts: Mapping[str, Found], cases: Mapping[str, Case]) -> str:
-    """The page for {case: what was measured}, in the order of `cases`."""
+def page(facts: Mapping[str, Found], cases: Mapping[str, Case], generators: Mapping[str, Found] | None = None) -> str:
+    """The page for {case: what was measured}, in the order of `cases`.
+
+    generators: by model and generator of images, as of tools/generators.py.
+    """
     every = [found for case in facts.values() for found in case.values()]
     start = sorted({found["start_mib"] for found in every if "start_mib" in found and found.get("stages")})
     versions = sorted({found["version"] for found in every if "target" in found})
@@ -59,6 +62,7 @@ def page(facts: Mapping[str, Found], cases: Mapping[str, Case]) -> str:
     if commits:
         lines += ["", f"The package was at commit {', '.join(commits)} (`+`: with changes that are not in it)."]
     lines += _summary({name: found for name, found in facts.items() if cases[name].scored})
+    lines += _generators(generators or {})
     for name, found in facts.items():
         lines += _case(name, cases[name], found) if cases[name].scored else _growth(name, cases[name], found)
     return "\n".join(lines) + "\n"
@@ -69,6 +73,36 @@ def _started(found: list[int]) -> str:
     if not found:
         return "when it ends"
     return f"({found[0]}{f' to {found[-1]}' if found[-1] > found[0] else ''} before it starts)"
+
+
+# -- images that are made up -------------------------------------------------------------------------------------------
+
+GENERATORS = """
+## Without data and without BatchNormalization: which images to make up
+
+Measured by `tools/generators.py`: least squares on these images instead of the dead leaves that are the default,
+channels by `consumer`; agreement and relative L2 of the outputs on real calibration images. What else was tried for
+such files stands in the tables below: several donors in closed form (`merge, all`), means (`mean`), a greedy choice on
+such images (`greedy`); and which pixels images hold, in [decision 0014](decisions/0014-pixels.md).
+"""
+
+
+def _generators(found: Mapping[str, Found]) -> list[str]:
+    """Agreement / distance by generator and model, the best agreement in bold."""
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    lines = [GENERATORS.rstrip(), "", f"| images | {' | '.join(found)} |", "|---|" + "---:|" * len(found)]
+    best = [max(facts["agreement"] for facts in rows.values()) for rows in found.values()]
+    for name in names:
+        cells = []
+        for rows, most in zip(found.values(), best, strict=True):
+            facts = rows.get(name, {})
+            text = f"{facts['agreement']:.2f}" if facts else ""
+            text = f"**{text}**" if facts and facts["agreement"] == most else text
+            cells.append(f"{text} / {facts['distance']:.3f}" if facts else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 # -- summary -----------------------------------------------------------------------------------------------------------

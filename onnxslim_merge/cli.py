@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM, which containers and job queues send, is an interrupt: nothing half-written is left."""
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or before in (signal.SIG_IGN, None):  # ignored by who started this, or not Python's
         yield
         return
 
@@ -91,7 +93,7 @@ def _terminable() -> Iterator[None]:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from onnxslim_merge.probe import Probe, probe_shapes
 from onnxslim_merge.provenance import metadata, version
 from onnxslim_merge.refitting import Refitter
 from onnxslim_merge.replay import replayed_choice
-from onnxslim_merge.report.assemble import cost_changes, group_reports, refusal_reports
+from onnxslim_merge.report.assemble import Outcome, cost_changes, group_reports, refusal_reports
 from onnxslim_merge.report.model import Change, FileRef, Report
 from onnxslim_merge.rewrite import rewrite
 from onnxslim_merge.runtime import resolve_providers
@@ -39,7 +39,6 @@ from onnxslim_merge.statistics import Place, Statistics
 from onnxslim_merge.statistics.measured import measure
 from onnxslim_merge.verify import speed
 from onnxslim_merge.verify.bisect import exonerate
-from onnxslim_merge.verify.fidelity import Fidelity
 from onnxslim_merge.verify.gates import LARGE, Judge, check_file
 from onnxslim_merge.views import Views
 
@@ -121,18 +120,6 @@ def run_slim(
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What verification found; a dry run has none of it."""
-
-    fidelity: Fidelity | None = None
-    samples: int = 0
-    twin_error: float | None = None
-    speeds: tuple[speed.Speed, ...] = ()
-    output: FileRef = field(default_factory=FileRef)
-    size_bytes: int | None = None
-
-
 @dataclass(slots=True)
 class Work:
     """The middle and the end of a run, on an analysed graph."""
@@ -145,6 +132,7 @@ class Work:
     analysis: Analysis
     notes: list[str] = field(default_factory=list)
     automatic: bool = False
+    guessed: str = ""  # the pixels of images that layers are refitted on, where nothing tells their means and spreads
     selection: Selection = field(default_factory=Selection)
     refitter: Refitter | None = None
 
@@ -152,7 +140,10 @@ class Work:
         """Settle what "auto" means for this model."""
         asked = self.run.settings
         has_batchnorm = any(flow.moments is not None for flow in self.analysis.flows.values())
-        self.run.settings = asked.resolved(has_batchnorm=has_batchnorm, pixels=self.samples.pixels)
+        self.run.settings = asked.resolved(has_batchnorm=has_batchnorm, pixels=self.samples.pixels or asked.pixels)
+        if asked.calibration_data is None:
+            self.notes += remarks.on_pixels(asked, self.samples)
+            self.guessed = self.samples.pixels if self.run.settings.refits and not has_batchnorm else ""
         self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:
@@ -307,6 +298,7 @@ class Work:
         with self.run.stage("report"):
             parts = self.source, self.probes[0], settings.custom_ops
             parameters, macs = cost_changes(self.analysis, plan, *parts)
+        chosen = remarks.on_choice(plan, self.source, settings, self.automatic, self.guessed)
         return Report(
             version=version(),
             input_shapes=self.probes[0].inputs,
@@ -323,7 +315,7 @@ class Work:
             groups=group_reports(plan),
             settings=settings.record(),
             refusals=refusal_reports(self.analysis.refusals),
-            notes=(*plan.notes, *remarks.on_choice(plan, self.source, settings, self.automatic), *self.notes),
+            notes=(*plan.notes, *chosen, *self.notes),
             stages=self.run.stages,
             elapsed_s=time.perf_counter() - self.run.started,
         )

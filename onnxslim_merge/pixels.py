@@ -18,9 +18,9 @@ import onnx_graphsurgeon as gs
 
 from onnxslim_merge.errors import SlimError
 from onnxslim_merge.model_io import Source, runnable
-from onnxslim_merge.probe import Probe, tap
+from onnxslim_merge.probe import Probe, read_by, tap
 from onnxslim_merge.runtime import Runner
-from onnxslim_merge.samples import InputSpec, Samples, image_axis, input_specs, is_float, synthetic_samples
+from onnxslim_merge.samples import InputSpec, Samples, image_axis, in_range, input_specs, is_float, synthetic_samples
 from onnxslim_merge.settings import Settings
 
 RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
@@ -41,15 +41,16 @@ def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Prob
     if settings.calibration_data is not None or not places or not any(_is_image(spec, probe) for spec in specs):
         return "normal"
     count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
+    samples = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, leaves=True)
     try:
         with runnable(graph, source) as model:
-            runner = Runner(_cut(model, places), custom_ops=settings.custom_ops, label="the prepared model")
+            runner = Runner(
+                _cut(model, [name for name, _ in places]), custom_ops=settings.custom_ops, label="the prepared model",
+                lean=isinstance(model, Path),
+            )  # fmt: skip
 
             def outlying(pixels: str) -> float:
-                samples = synthetic_samples(
-                    specs, sizes=probe.inputs, count=count, seed=settings.seed, leaves=True, pixels=pixels
-                )
-                return _outlying(runner, samples, places)
+                return _outlying(runner, in_range(samples, specs, pixels), places)
 
             normal = outlying("normal")
             if normal < EVIDENCE * USUAL:
@@ -64,11 +65,24 @@ def _is_image(spec: InputSpec, probe: Probe) -> bool:
     return is_float(spec.dtype) and image_axis(spec, tuple(probe.inputs.get(spec.name, ()))) is not None
 
 
-def _cut(model: onnx.ModelProto | Path, places: Sequence[Place]) -> onnx.ModelProto | Path:
-    """The model up to these tensors; of a file, another file beside it."""
+def _cut(model: onnx.ModelProto | Path, names: list[str]) -> onnx.ModelProto | Path:
+    """The part of the model that makes these tensors; of a file, another file beside it."""
     cut = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
     del cut.graph.output[:]
-    tap(cut, [name for name, _ in places])
+    tap(cut, names)
+    wanted, nodes = set(names), list[onnx.NodeProto]()
+    for node in reversed(cut.graph.node):
+        if wanted & {*node.output}:
+            nodes.append(node)
+            wanted |= set(read_by(node))
+    idle = {tensor.name for tensor in cut.graph.initializer} - wanted
+    for field, kept in (
+        (cut.graph.node, nodes[::-1]),
+        (cut.graph.initializer, [tensor for tensor in cut.graph.initializer if tensor.name not in idle]),
+        (cut.graph.input, [value for value in cut.graph.input if value.name not in idle]),
+    ):
+        del field[:]
+        field.extend(kept)
     if not isinstance(model, Path):
         return cut
     target = model.with_name("cut.onnx")

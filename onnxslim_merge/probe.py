@@ -167,3 +167,15 @@ def tap(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     have = {o.name for o in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in have)
     return model
+
+
+def read_by(node: onnx.NodeProto) -> list[str]:
+    """What a node reads, by itself or inside its bodies."""
+    found = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+            own = {v.name for v in body.input} | {t.name for t in body.initializer}
+            own |= {name for item in body.node for name in item.output}
+            found += [name for item in body.node for name in read_by(item) if name not in own]
+            found += [output.name for output in body.output if output.name not in own]
+    return found

@@ -22,8 +22,17 @@ def removes(plan: SlimPlan) -> bool:
     return any(len(cell.keep) < cell.size for cell in plan.cells)
 
 
-def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: bool) -> list[str]:
-    """Of what was chosen: nothing at all, no compensation, another file's plan, inputs whose shapes change."""
+def on_pixels(asked: Settings, samples: Samples) -> list[str]:
+    """Of `--pixels` where it says nothing."""
+    idle = asked.pixels != "auto" and not samples.pixels
+    return ["--pixels has no effect: no input takes images of floats"] if idle else []
+
+
+def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: bool, guessed: str) -> list[str]:
+    """Of what was chosen: nothing at all, no compensation, another file's plan, inputs whose shapes change.
+
+    automatic: compensation was "auto". guessed: pixels of images that nothing else tells of, if layers were refitted.
+    """
     if not removes(plan):
         frozen = sum(cell.status == "frozen" for cell in plan.cells)
         if not plan.cells:
@@ -41,6 +50,9 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             "--compensation least-squares would refit the layers with what BatchNormalization knows of the data, and"
             " lose less, in more time; --calibration-data, better still"
         )
+    if guessed:
+        what = "mean 0 and deviation 1" if guessed == "normal" else guessed
+        notes.append(f"refitted on made-up images with pixels of {what}: if the model reads others, give --pixels")
     inexact = sum(mask.kind != "sum" for mask in plan.masks)
     if inexact:
         notes.append(
@@ -57,15 +69,7 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
 
 def on_samples(plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity) -> list[str]:
     """Of what was judged on: whether it says much, and outputs that have little in common with the original's."""
-    return _fitted(plan, samples, settings) + _made_up(plan, samples, settings) + _unlike(plan, samples, fidelity)
-
-
-def _made_up(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
-    """Of refits on images that nothing but a guess says anything of."""
-    if not removes(plan) or not settings.refits or settings.criterion == "greedy" or "noise" not in samples.source:
-        return []
-    what = "mean 0 and deviation 1" if samples.pixels == "normal" else samples.pixels
-    return [f"refitted on made-up images with pixels of {what}: if the model reads others, say which by --pixels"]
+    return _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
 
 
 def _fitted(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:

@@ -7,7 +7,15 @@ import onnx_graphsurgeon as gs
 from onnxslim_merge.model_io import Source
 from onnxslim_merge.pixels import pick_pixels
 from onnxslim_merge.probe import Probe
-from onnxslim_merge.samples import Samples, find_files, input_specs, load_images, load_samples, synthetic_samples
+from onnxslim_merge.samples import (
+    Samples,
+    find_files,
+    in_range,
+    input_specs,
+    load_images,
+    load_samples,
+    synthetic_samples,
+)
 from onnxslim_merge.settings import Settings
 
 MEASURED, MEASURED_ELEMENTS = (8, 32), 1 << 20  # least and most, and numbers in all: means settle early
@@ -25,7 +33,8 @@ def pick_samples(graph: gs.Graph, source: Source, settings: Settings, probe: Pro
         return load_samples(found.path, specs)
     count = _count(probe, MEASURED, MEASURED_ELEMENTS)
     pixels = pick_pixels(graph, source, settings, probe)
-    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED, pixels=pixels)
+    made = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED)
+    return in_range(made, specs, pixels)
 
 
 def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> Samples:
@@ -34,9 +43,8 @@ def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samp
         return given
     count = _count(probe, FITTED, FITTED_ELEMENTS)
     specs = input_specs(source.proto)
-    return synthetic_samples(
-        specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True, pixels=given.pixels
-    )
+    found = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True)
+    return in_range(found, specs, given.pixels or "normal")
 
 
 def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:

@@ -322,18 +322,50 @@ def test_bad_sizes(size):
 # -- error that a Relu cuts off --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_aiming_at_what_is_left_lowers_the_distance_that_counts(seed):
-    """Every round is a projection onto a convex set or a least-squares fit: the distance can only fall."""
+def cut_off(seed, rows=400):
+    """Samples in front of a Relu, a quarter of them held out; their sums, and the plain fit."""
     rng = np.random.default_rng(seed)
-    f, y = rng.normal(size=(400, 6)).astype(np.float32), rng.normal(size=(400, 3)).astype(np.float32)
+    f, y = rng.normal(size=(rows, 6)).astype(np.float32), rng.normal(size=(rows, 3)).astype(np.float32)
     y[:, 0] += f[:, 0] * 2
     scale, offset = np.array([1.5, -0.5, 1.0]), np.array([0.3, -0.2, 0.0])
     samples = [Sample(f[i::4], y[i::4], (scale * y + offset).astype(np.float32)[i::4], i == 3) for i in range(4)]
     sums = [Gram.zeros(6, 3), Gram.zeros(6, 3)]
     for sample in samples:
         sums[sample.held].add(sample.features.astype(float), sample.targets.astype(float))
-    found = fit(*sums, {"plain": np.zeros((6, 3))}, np.ones(3))
+    return samples, sums, fit(*sums, {"plain": np.zeros((6, 3))}, np.ones(3)), scale
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_outputs_that_gain_nothing_behind_the_function_keep_the_plain_fit(seed):
+    samples, sums, found, scale = cut_off(seed)
+    better = one_sided(found, sums[0], samples, Limits(0.0, np.inf, scale))
+    assert better is not None
+    weights, intercept, gaining = better
+    assert gaining.any()
+
+    def missed(weights, intercept):
+        (sample,) = (s for s in samples if s.held)
+        p = sample.before + scale * (sample.features @ weights + intercept - sample.targets)
+        return np.square(np.maximum(p, 0) - np.maximum(sample.before, 0)).mean(0)
+
+    after, before = missed(weights, intercept), missed(found.weights, found.intercept)
+    assert (after[gaining] < before[gaining]).all()
+    np.testing.assert_allclose(weights[:, ~gaining], found.weights[:, ~gaining], rtol=1e-12)
+
+
+def test_few_rows_of_many_correct_nothing():
+    """What a third of the rows say of the others is noise that grows from round to round."""
+    samples, sums, found, scale = cut_off(0)
+    some = [samples[0], samples[3]]  # 100 rows for 6 features, of 300
+    assert one_sided(found, sums[0], some, Limits(0.0, np.inf, scale)) is None
+    samples, sums, found, scale = cut_off(0, 1600)  # 400
+    assert one_sided(found, sums[0], [samples[0], samples[3]], Limits(0.0, np.inf, scale)) is not None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_aiming_at_what_is_left_lowers_the_distance_that_counts(seed):
+    """Every round is a projection onto a convex set or a least-squares fit: the distance can only fall."""
+    samples, sums, found, scale = cut_off(seed)
     limits, seen = Limits(0.0, np.inf, scale), [s for s in samples if not s.held]
     better = one_sided(found, sums[0], seen, limits, np.ones(3, bool))
     assert better is not None

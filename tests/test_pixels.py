@@ -9,7 +9,7 @@ from textmodels import parse, replace_weights, weights
 
 import onnxslim_merge
 from onnxslim_merge.errors import UsageError
-from onnxslim_merge.samples import InputSpec, synthetic_samples
+from onnxslim_merge.samples import InputSpec, in_range, synthetic_samples
 from onnxslim_merge.verify import speed
 
 # {0}: the shape of images; {1}: what brings channels first
@@ -44,27 +44,51 @@ def test_a_range_is_found_where_layers_expect_it(text, low, high, found):
     assert ("pixels 0:255" in result.report.fidelity_source) == (found == "0:255")
 
 
-def test_what_is_asked_for_is_taken(tmp_path):
+def test_what_is_asked_for_is_taken():
     model = trained_on(FIRST, 0, 255)
     result = onnxslim_merge.slim(model, pixels="-1:1", compensation="least-squares")
     assert "pixels -1:1" in result.report.fidelity_source
     assert any("pixels of -1:1: if the model reads others" in note for note in result.report.notes)
+
+
+def test_a_plan_of_data_says_nothing_of_pixels(tmp_path):
+    """Replayed on another export, made-up images are those that this model expects."""
+    model = trained_on(FIRST, 0, 255)
     data, _ = calibration(tmp_path, model)
-    result = onnxslim_merge.slim(model, calibration_data=data)
-    assert result.plan.settings["pixels"] == "normal"
+    plan = onnxslim_merge.slim(model, calibration_data=data).plan
+    assert plan.settings["pixels"] == "auto"
+    model.doc_string = "another export"
+    replayed = onnxslim_merge.slim(model, plan=plan)
+    assert "pixels 0:255" in replayed.report.fidelity_source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N, 8] x) => (float[N, 3] y) <float[8,9] w, float[9,3] v> "
+        "{ h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }",
+        "g (uint8[N, 3, 8, 8] i) => (float[N, 4, 6, 6] y) <float[9,3,3,3] w, float[4,9,1,1] v> "
+        "{ x = Cast <to = 1> (i) h = Conv (x, w) r = Relu (h) y = Conv (r, v) }",
+    ],
+)
+def test_pixels_without_effect_are_said(text):
+    result = onnxslim_merge.slim(parse(text), pixels="0:255", compensation="least-squares")
+    assert "0:255" not in result.report.fidelity_source
+    assert any(note.startswith("--pixels has no effect") for note in result.report.notes)
+    assert not any("made-up images" in note for note in result.report.notes)
 
 
 def test_pixels_lie_in_their_range():
     specs = [InputSpec("x", np.dtype(np.float32), ("N", 3, 16, 16))]
-    images = synthetic_samples(specs, sizes={"x": (3, 16, 16)}, count=64, seed=0, leaves=True, pixels="10:110").feeds
-    values = np.concatenate([feed["x"] for feed in images])
+    samples = synthetic_samples(specs, sizes={"x": (3, 16, 16)}, count=64, seed=0, leaves=True)
+    values = np.concatenate([feed["x"] for feed in in_range(samples, specs, "10:110").feeds])
     assert values.min() >= 10
     assert values.max() <= 110
     assert abs(values.mean() - 55) < 3
     assert 20 < values.std() < 27
 
 
-@pytest.mark.parametrize("pixels", ["", "255", "255:0", "0:", "a:b", "0:inf", "nan:1", "0:1:2"])
+@pytest.mark.parametrize("pixels", ["", "255", "255:0", "0:", "a:b", "0:inf", "nan:1", "0:1:2", 255, (0, 255), None])
 def test_bad_ranges(pixels):
     with pytest.raises(UsageError, match="--pixels"):
         onnxslim_merge.Settings(pixels=pixels)

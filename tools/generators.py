@@ -150,6 +150,7 @@ def main(
         for title, generator in GENERATORS.items():
             if title in facts.setdefault(name, {}):
                 continue
+            synthetic.dead_leaves = dead_leaves  # by which pixels are told
             bench = bench or GeneratorBench(shared, CASES[name], threads)
             facts[name][title] = bench.measure(generator)
             write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())

@@ -19,6 +19,7 @@ from onnxslim_merge.views import Columns, Floats, Views
 
 RIDGE = 1e-3  # of each feature's variance; a tenth or ten times as much is as good
 POOR = 1.0  # the ridge that held-out samples want where samples are too few to tell what can make up for what
+NOTHING = 1e-9  # of the spread of targets: what is lost where no ridge can be told from another
 
 Ids = NDArray[np.int64]
 
@@ -83,8 +84,8 @@ def cheapest(cell: Cell, keep: int, parts: Sequence[tuple[Part, bool]]) -> tuple
     """
     terms = [term for part, fitted in parts for term in part.terms(fitted)]
     kept, scores = surgeon(terms, cell.size, keep, cell.rows)
-    _, strength = max((found for part, _ in parts for found in part.wanted(kept)), default=(0.0, 0.0))
-    return None if strength >= POOR else (kept, scores)
+    lost, strength = max((found for part, _ in parts for found in part.wanted(kept)), default=(0.0, 0.0))
+    return None if strength >= POOR and lost > NOTHING else (kept, scores)
 
 
 def importance(views: Views, consumer: Consumer) -> Floats:

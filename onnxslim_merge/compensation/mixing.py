@@ -20,15 +20,16 @@ from onnxslim_merge.channels.claims import Consumer
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.choosing import RIDGE, importance
 from onnxslim_merge.compensation.donors import Donors
-from onnxslim_merge.compensation.refittable import MATRICES
 from onnxslim_merge.compensation.ridge import Fit, best_strength, fit, fit_again, penalties
 from onnxslim_merge.compensation.solver import takes_mean
 from onnxslim_merge.criteria.surgeon import Term
 from onnxslim_merge.numerics import CPU, Device
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import is_held_out, rows_wanted
+from onnxslim_merge.statistics.windows import share_of_taps
 from onnxslim_merge.views import Columns, Floats, Views
 
+MATRICES = 17  # of channels x channels in float64, at once: sums, covariances, anchors, what prices are worked out from
 JITTER = 1e-10  # of the mean of a diagonal: what a Cholesky factor of a singular matrix needs
 
 Ids = NDArray[np.int64]
@@ -97,11 +98,24 @@ class Mixture:
             rng = np.random.default_rng((seed, self.index, batch))
             where = np.sort(rng.choice(len(lines[0]), wanted, replace=False))
             lines = [line[where] for line in lines]
-        held = self.holds and is_held_out(batch)
+        held, empty = self.holds and is_held_out(batch), self._empty(x, len(lines[0]))
         for family in self.families:
+            sums = family.held if held else family.train
             for place in self.columns.positions.T:
                 rows, targets = lines[0][:, place[family.features]], lines[1][:, place[family.channels]]
-                (family.held if held else family.train).add(rows.astype(np.float64), targets.astype(np.float64))
+                sums.add(rows.astype(np.float64), targets.astype(np.float64))
+                sums.add(np.zeros((empty, family.features.size)), np.zeros((empty, family.channels.size)))
+
+    def _empty(self, x: NDArray[Any], rows: int) -> int:
+        """How many rows of zeros belong to so many of x: taps that meet padding, or fall between inputs, read zeros.
+
+        Without them the intercept, which the bias gets for every tap, would be wrong by what it gives there.
+        """
+        window = self.consumer.window
+        if window is None or not window.kernel:
+            return 0
+        space = [size for axis, size in enumerate(x.shape) if axis not in (0, self.consumer.x_axis)]
+        return round(rows * (1 / share_of_taps(window, space) - 1))
 
     # -- choice -------------------------------------------------------------------------------------------------------
 
@@ -125,9 +139,9 @@ class Mixture:
         for family in self.families:
             places = np.flatnonzero(np.isin(family.features, kept))
             train, held = family.train.of(places), family.held.of(places)
-            weight = self._importance(family)
-            error, strength = best_strength(train, held, {"plain": _same(family, places)}, weight)
-            yield error * float(weight @ held.variance) / energy, strength
+            weight, gone = self._importance(family), _gone(family, kept)
+            error, strength = best_strength(train, held, {"plain": _same(family, places)}, weight, gone)
+            yield error * float(weight[gone] @ held.variance[gone]) / energy, strength
 
     def _energy(self, which: str) -> float:
         parts = ((self._importance(family), getattr(family, which).variance) for family in self.families)
@@ -167,7 +181,7 @@ class Mixture:
                 anchors["merged"] = merged[np.ix_(family.features[places], family.channels)]
             train, held = family.train.of(places), family.held.of(places)
             if first is None:
-                found.append(fit(train, held, anchors, self._importance(family)))
+                found.append(fit(train, held, anchors, self._importance(family), _gone(family, kept)))
             else:
                 known = first[number] if first[number].anchor in anchors else replace(first[number], anchor="plain")
                 found.append(fit_again(train, anchors, known))
@@ -184,7 +198,8 @@ class Mixture:
                 places.append(self.columns.positions[stay, m])
                 rows.append((found.weights @ old.reshape(len(old), -1)).reshape(-1, *old.shape[1:]))
                 gain[group] += found.intercept @ old.sum(-1)
-        return np.concatenate(places), np.concatenate(rows), gain.ravel() * consumer.gain * consumer.tap_gain
+        met = consumer.tap_gain if consumer.window is None else 1.0  # else rows of zeros stand for taps that meet none
+        return np.concatenate(places), np.concatenate(rows), gain.ravel() * consumer.gain * met
 
 
 def unmixable(views: Views, consumer: Consumer, columns: Sequence[tuple[Cell, Columns]], memory: int) -> bool:
@@ -197,6 +212,17 @@ def unmixable(views: Views, consumer: Consumer, columns: Sequence[tuple[Cell, Co
     if not takes_mean(views, consumer) or not columns:
         return True
     return any((c.positions < 0).any() or MATRICES * 8 * cell.size**2 > memory for cell, c in columns)
+
+
+def mixture_bytes(cell: Cell) -> int:
+    """What the sums of a mixture take, for fitting and held-out samples."""
+    return 4 * 8 * cell.size**2
+
+
+def _gone(family: Family, kept: Ids) -> Ids:
+    """The family's channels that are removed, or all if none is; a few of all would hardly be those."""
+    gone = np.flatnonzero(~np.isin(family.channels, kept))
+    return gone if gone.size else np.arange(family.channels.size)
 
 
 def _same(family: Family, places: Ids) -> Floats:

@@ -14,6 +14,7 @@ from onnxslim_merge.numerics import Device
 from onnxslim_merge.statistics.gram import Gram
 
 Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
 FLOOR = 0.01
 # Of each feature's variance, from the most usual on; the weakest are for features that explain the targets exactly.
 WEAKER = (0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
@@ -63,15 +64,15 @@ class Equations:
         return (weights, y + shift - f @ weights) if _is_finite(device, weights) else None
 
 
-def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> Fit:
+def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats, among: Ids | None = None) -> Fit:
     """The weights fitted on `train` that give the least error on `held`.
 
     They are not fitted anew on both at once: what is held out has to stay unseen by all layers in front of one, or the
     ridges of later layers come out far too weak, as what they read is already fitted to it.
 
-    anchors: (n, o) by name. importance: of each output's squared error (o,).
+    anchors: (n, o) by name. importance: of each output's squared error (o,). among: the outputs that choose the ridge.
     """
-    search = _search(train, held, anchors, importance)
+    search = _search(train, held, anchors, importance, among)
     error, name, strength = search.best()
     start = anchors[name]
     return fit_again(train, anchors, Fit(start, np.zeros(start.shape[1]), error, name, strength, search.plain, start))
@@ -87,14 +88,17 @@ def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
     return replace(found, weights=device.get(weights), intercept=device.get(y - f @ weights))
 
 
-def best_strength(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> tuple[float, float]:
+def best_strength(
+    train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats, among: Ids | None = None
+) -> tuple[float, float]:
     """The held-out error of the best ridge, as `fit` has it, and its strength: infinite if an anchor itself is best."""
-    error, _, strength = _search(train, held, anchors, importance).best()
+    error, _, strength = _search(train, held, anchors, importance, among).best()
     return error, np.inf if strength is None else strength
 
 
-def _search(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats) -> _Search:
-    some = np.linspace(0, importance.size - 1, min(OUTPUTS, importance.size)).astype(np.int64)
+def _search(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floats, among: Ids | None) -> _Search:
+    pool = np.arange(importance.size) if among is None else among
+    some = pool[np.linspace(0, pool.size - 1, min(OUTPUTS, pool.size)).astype(np.int64)]
     anchors = {name: train.device.put(weights[:, some]) for name, weights in anchors.items()}
     return _Search(train.giving(some), held.giving(some), anchors, importance[some])
 
@@ -116,13 +120,14 @@ class _Search:
         self.plain = {name: self._error(weights, importance) / total for name, weights in self.anchors.items()}
         best: tuple[float, str, float | None] = min((value, name, None) for name, value in self.plain.items())
         for direction in (WEAKER, STRONGER):
-            since = 0
+            since, last = 0, np.inf
             for strength in direction:
                 found = self._tried(strength, total)
-                improved = min([best, *found], key=lambda item: item[0])
-                since = 0 if improved is not best else since + 1
-                best = improved
-                if since == PATIENCE or not found:
+                if not found:
+                    break
+                least = min(found)
+                best, since, last = min(best, least, key=lambda item: item[0]), since + (least[0] >= last), least[0]
+                if since == PATIENCE:
                     break
             if best[2] is not None and best[2] < WEAKER[0]:
                 break

@@ -21,7 +21,7 @@ from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.choosing import Part, Refit, cheapest
-from onnxslim_merge.compensation.mixing import Mixture, unmixable
+from onnxslim_merge.compensation.mixing import Mixture, mixture_bytes, unmixable
 from onnxslim_merge.compensation.refits import Refitted, refit, remix, shortfall
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
@@ -151,7 +151,7 @@ class Stepwise:
             return 0
         if event in self._solvable:
             return sums_bytes(self.views, self.views.analysis.consumers[event])
-        return sum(2 * 8 * cell.size**2 for cell, _ in self._cells_of[event])
+        return sum(mixture_bytes(cell) for cell, _ in self._cells_of[event])
 
     def _not_chosen(self, events: Collection[int]) -> set[str]:
         """The cells that these read, and of which nobody has chosen yet who stays."""
@@ -163,9 +163,9 @@ class Stepwise:
         """Events none of which depends on another that is not done; no cell goes by without having been chosen."""
         new, spent, ahead = self._not_chosen(wave), sum(map(self._cost, wave)), list[int]()
         for index in sorted({c.consumer for name in new for c in self._columns[name]} & self._fitted - {*wave}):
-            spent += self._cost(index)
-            if spent <= self._memory // 2:
+            if spent + (cost := self._cost(index)) <= self._memory // 2:
                 ahead.append(index)
+                spent += cost
             else:
                 node = self.views.analysis.consumers[index].node
                 self._note(f"{node}: has no say in who stays, as its sums are too much besides for --memory-limit")
@@ -277,6 +277,8 @@ class Stepwise:
         consumer, solution = self.views.analysis.consumers[index], self.solver.solution
         first, found = None if self._first is None else self._first.found.get(index), None
         self._done.add(index)
+        if self._first is not None and first is None:
+            sums = None  # it fell back before, and nothing is held out now that could choose a ridge
         if isinstance(sums, list):
             donors = [self.solver.donors(m.cell, m.columns, self.kept[m.cell.name], self._values(m.cell)) for m in sums]
             found = remix(self.views, sums, self.kept, [who for who, _ in donors], first)
@@ -317,7 +319,8 @@ class Stepwise:
     def _note_who_was_not_refitted(self) -> None:
         for index in sorted(self._cells_of.keys() - self._solvable):
             consumer = self.views.analysis.consumers[index]
-            how = "refitted channel by channel, not weight by weight" if index in self._mixed else "not refitted"
+            mixed = index in self._mixed and index in self.found
+            how = "refitted channel by channel, not weight by weight" if mixed else "not refitted"
             why = f"{consumer.node} is {how} ({hindrance(self.views, consumer, self._memory)})"
             self.notes += [f"{cell.name}: {why}" for cell, _ in self._cells_of[index]]
 

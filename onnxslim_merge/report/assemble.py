@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxslim_merge.channels.analysis import Analysis
@@ -13,8 +14,22 @@ from onnxslim_merge.model_io import Source
 from onnxslim_merge.plan import CellPlan, SlimPlan
 from onnxslim_merge.planning import build_plan
 from onnxslim_merge.probe import Probe, probe_at
-from onnxslim_merge.report.model import Change, GroupReport, RefusalReport
+from onnxslim_merge.report.model import Change, FileRef, GroupReport, RefusalReport
 from onnxslim_merge.rewrite import rewrite
+from onnxslim_merge.verify.fidelity import Fidelity
+from onnxslim_merge.verify.speed import Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What verification found; a dry run has none of it."""
+
+    fidelity: Fidelity | None = None
+    samples: int = 0
+    twin_error: float | None = None
+    speeds: tuple[Speed, ...] = ()
+    output: FileRef = field(default_factory=FileRef)
+    size_bytes: int | None = None
 
 
 def group_reports(plan: SlimPlan) -> tuple[GroupReport, ...]:

@@ -9,13 +9,14 @@ from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.images import load_images, load_pillow
 from onnxslim_merge.samples.mirrored import with_mirror_images
 from onnxslim_merge.samples.specs import InputSpec, Samples, input_specs, is_float
-from onnxslim_merge.samples.synthetic import image_axis, synthetic_samples
+from onnxslim_merge.samples.synthetic import image_axis, in_range, synthetic_samples
 
 __all__ = [
     "InputSpec",
     "Samples",
     "find_files",
     "image_axis",
+    "in_range",
     "input_specs",
     "is_float",
     "load_images",

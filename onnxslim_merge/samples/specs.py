@@ -31,13 +31,13 @@ class InputSpec:
 class Samples:
     """Batches of feeds (input name -> array), the number of samples in all of them, and where they came from.
 
-    pixels: of images that were made up, "normal" or their range.
+    pixels: "normal" or their range, if images of floats were made up; else "".
     """
 
     feeds: list[dict[str, np.ndarray]]
     count: int
     source: str
-    pixels: str = "normal"
+    pixels: str = ""
 
     def in_float32(self) -> Samples:
         """The same samples, fp16 and bf16 as fp32."""
@@ -58,7 +58,7 @@ class Samples:
                 break
             kept.append(feed if batching.fixed else batching.rows(feed, 0, count - taken))
             taken += batching.size_of(kept[-1])
-        return Samples(kept, taken, self.source)
+        return replace(self, feeds=kept, count=taken)
 
 
 @dataclass(frozen=True, slots=True)

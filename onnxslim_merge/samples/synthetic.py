@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,7 +26,6 @@ def synthetic_samples(
     int_ranges: Mapping[str, tuple[int, int]] | None = None,
     batch: int = 32,
     leaves: bool = False,
-    pixels: str = "normal",
 ) -> Samples:
     """At least `count` samples, the same for the same arguments, in batches of `batch` or of the model's fixed size.
 
@@ -37,9 +37,8 @@ def synthetic_samples(
     at all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance
     1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it); with
     `leaves`, opaque shapes that hide each other, which have edges as photographs have, of the same mean and variance.
-    pixels "LOW:HIGH": floats of an image lie in this range, around its middle, with a quarter of it as deviation. Other
-    floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes that
-    do not fit.
+    Other floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes
+    that do not fit.
     """
     batching = Batching.of(specs)
     step = batching.fixed or (min(batch, count) if batching.names else 1)
@@ -47,30 +46,40 @@ def synthetic_samples(
     rng = np.random.default_rng(seed)
     feeds = []
     total = 0
-    images = False
+    images = floats = False
     for start in range(0, count, step):
         rows = step if batching.fixed else min(step, count - start)
         feed = {}
         for spec in specs:
             shape = _shape(spec, sizes, rows if spec.name in batching.names else None)
             image = image_axis(spec, shape) is not None
-            images = images or image
+            images, floats = images or image, floats or (image and is_float(spec.dtype))
             feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), leaves)
-            if image and pixels != "normal" and is_float(spec.dtype):
-                feed[spec.name] = _in_range(feed[spec.name], pixels)
         feeds.append(feed)
         total += batching.size_of(feed)
     kind = ("dead leaves" if leaves else "smoothed noise") if images else "random values"
-    where = f", pixels {pixels}" if images and pixels != "normal" else ""
-    return Samples(feeds, total, f"synthetic ({kind}{where}, seed {seed})", pixels)
+    return Samples(feeds, total, f"synthetic ({kind}, seed {seed})", "normal" if floats else "")
 
 
-def _in_range(image: np.ndarray, pixels: str) -> np.ndarray:
-    """Numbers of mean 0 and deviation 1 as pixels from LOW to HIGH."""
+def in_range(samples: Samples, specs: Sequence[InputSpec], pixels: str) -> Samples:
+    """Synthetic `samples`, whose images of floats have mean 0 and deviation 1, with `pixels` "normal" or "LOW:HIGH".
+
+    In a range, their mean is a little below its middle, their deviation a quarter of it, and what is beyond is cut off.
+    """
+    if pixels == "normal" or not samples.pixels:
+        return samples
     low, high = parse_range(pixels)
-    wide = low + (high - low) * (BRIGHTNESS + CONTRAST * image.astype(np.float32))
-    found: np.ndarray = np.clip(wide, low, high).astype(image.dtype)
-    return found
+
+    def scaled(spec: InputSpec, image: np.ndarray) -> np.ndarray:
+        if image_axis(spec, image.shape) is None or not is_float(spec.dtype):
+            return image
+        wide = low + (high - low) * (BRIGHTNESS + CONTRAST * image.astype(np.float32))
+        found: np.ndarray = np.clip(wide, low, high).astype(image.dtype)
+        return found
+
+    feeds = [{spec.name: scaled(spec, feed[spec.name]) for spec in specs} for feed in samples.feeds]
+    source = samples.source.replace(", seed", f", pixels {pixels}, seed")
+    return replace(samples, feeds=feeds, source=source, pixels=pixels)
 
 
 def _shape(spec: InputSpec, sizes: Mapping[str, tuple[int, ...]], rows: int | None) -> tuple[int, ...]:

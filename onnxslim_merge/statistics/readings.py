@@ -17,7 +17,7 @@ from onnxslim_merge.views import Views
 HELD_OUT = 8  # every eighth batch chooses the ridge, and never joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
-SAMPLED = 1 << 25  # numbers, of rows that are kept themselves
+SAMPLED, SAMPLED_ROWS = 1 << 25, 128  # of rows that are kept themselves: numbers in all, and rows for each feature
 SINGLE = 512  # features from which on products within a batch are float32; their sums never are
 
 Ids = NDArray[np.int64]
@@ -122,7 +122,7 @@ class Reading:
             rows, width = input_rows(self.consumer, x, shape, where, channels), len(gram.y)
             gram.add(rows.astype(kind), targets[:, group * width : (group + 1) * width].astype(kind))
         if before is not None:
-            some = self.room // (features + 2 * y.shape[axis]) // batches + 1
+            some = min(self.room // (features + 2 * y.shape[axis]), SAMPLED_ROWS * features) // batches + 1
             if some < len(rows):
                 pick = np.sort(rng.choice(len(rows), some, replace=False))
                 rows, targets, where = rows[pick], targets[pick], pick if where is None else where[pick]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxslim_merge.errors import OutputError
+from onnxslim_merge.probe import read_by
 from onnxslim_merge.runtime import Runner
 
 Array = NDArray[Any]
@@ -70,7 +71,9 @@ class Store:
             del self._arrays[slim, name]
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Forget everything, and remove the folder."""
+        self._arrays.clear()
+        self.held = 0
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -100,7 +103,7 @@ class Tracks:
         self._model = model
         self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._reads = [[name for name in _read(node) if name not in self._constants] for node in self._nodes]
+        self._reads = [[name for name in read_by(node) if name not in self._constants] for node in self._nodes]
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
         self._place = {node.name: i for i, node in enumerate(self._nodes)}
         self._readers: dict[str, list[int]] = {}
@@ -233,7 +236,7 @@ class Tracks:
         names = sorted(outputs)
         nodes = [node for i in sorted(run) for node in (self._slimmed.get(i) if slim else None) or [self._nodes[i]]]
         made = {name for node in nodes for name in node.output}
-        reads = dict.fromkeys(name for node in nodes for name in _read(node) if name not in made)
+        reads = dict.fromkeys(name for node in nodes for name in read_by(node) if name not in made)
         inputs = [name for name in reads if name not in self._constants]
         held = [self._constants[name] for name in reads if name in self._constants]
         session: Runner | None = None
@@ -285,18 +288,6 @@ class Tracks:
                 found.add(index)
                 stack += [i for name in self._nodes[index].output for i in self._readers.get(name, ())]
         return found
-
-
-def _read(node: onnx.NodeProto) -> list[str]:
-    """What a node reads, by itself or inside its bodies."""
-    found = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for body in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-            own = {v.name for v in body.input} | {t.name for t in body.initializer}
-            own |= {name for item in body.node for name in item.output}
-            found += [name for item in body.node for name in _read(item) if name not in own]
-            found += [output.name for output in body.output if output.name not in own]
-    return found
 
 
 def _typed(name: str, array: Array) -> onnx.ValueInfoProto:

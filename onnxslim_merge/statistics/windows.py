@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,24 @@ from numpy.typing import NDArray
 from onnxslim_merge.channels.claims import Consumer, Window
 
 Ids = NDArray[np.int64]
+
+
+def share_of_taps(window: Window, space: Sequence[int]) -> float:
+    """How many of the taps meet an input, on average over outputs; padding is taken to be alike on both sides.
+
+    space: the spatial sizes of the input.
+    """
+    share = 1.0
+    for axis, size in enumerate(space if window.kernel else ()):
+        stride, reach = window.strides[axis], (window.kernel[axis] - 1) * window.dilations[axis] + 1
+        given = isinstance(window.begin, str)
+        pads = 0 if given else 2 * int(window.begin[axis])
+        if window.transposed:
+            out = size * stride if given else (size - 1) * stride + reach - pads
+        else:
+            out = -(-size // stride) if given else (size + pads - reach) // stride + 1
+        share *= float((_line(window, axis, size, max(out, 1)) >= 0).mean())
+    return share
 
 
 def output_positions(y: NDArray[Any], axis: int) -> int:

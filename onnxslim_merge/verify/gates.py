@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ class Judge:
             if held > OUTPUT_BYTES:
                 break
         count = self.samples.count if len(reference) == len(self.samples.feeds) else count
-        used = Samples(self.samples.feeds[: len(reference)], count, self.samples.source)
+        used = replace(self.samples, feeds=self.samples.feeds[: len(reference)], count=count)
         found = compare_outputs(reference, self.outputs(small, used, "the slimmed model"), score_output=score_output)
         return found, count
 
@@ -201,4 +201,4 @@ def _shaken(samples: Samples) -> Samples:
         factor = 1 + np.finfo(array.dtype).eps * rng.choice([-2, 2], array.shape)
         return np.asarray(factor * array, array.dtype)
 
-    return Samples([{n: shaken(a) for n, a in f.items()} for f in samples.feeds], samples.count, samples.source)
+    return replace(samples, feeds=[{n: shaken(a) for n, a in f.items()} for f in samples.feeds])

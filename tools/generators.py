@@ -21,7 +21,7 @@ import cyclopts
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from bench import Bench
+from bench import Bench, analysed
 from onnxslim_merge.files import write_atomically
 from onnxslim_merge.samples import synthetic
 from onnxslim_merge.samples.leaves import dead_leaves
@@ -103,7 +103,7 @@ class Case:
 CASES = {
     "resnet20 folded inner 0.5": Case("resnet20_cifar10_folded_op17", "cifar10-a", {"scope": "inner", "ratio": 0.5}),
     "resnet8 0.3": Case("resnet8_cifar10_tf2onnx", "cifar10-raw", {"ratio": 0.3}),
-    "vgglike 0.3": Case("vgglike_cifar10_tf2onnx", "cifar10-raw", {"ratio": 0.3}),
+    "vgglike 0.3, --pixels 0:255": Case("vgglike_cifar10_tf2onnx", "cifar10-raw", {"ratio": 0.3, "pixels": "0:255"}),
 }
 
 
@@ -114,6 +114,7 @@ class GeneratorBench(Bench):
         """Run the original."""
         super().__init__(shared, case.model, case.task, threads=threads)
         self.settings = Settings(**case.options, criterion="consumer", compensation="least-squares")
+        self.work = analysed(self.path, self.settings)
         self.before = self._logits(self.path.read_bytes())
 
     def _logits(self, model: bytes) -> np.ndarray:

@@ -8,7 +8,6 @@ the image any more.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +28,6 @@ USUAL = 0.3  # no range has been seen to bring means nearer
 LAYERS, IMAGES, ELEMENTS = 8, (2, 16), 1 << 18  # least and most, and numbers in all
 Place = tuple[str, int]  # a tensor, and its axis of channels
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
-BIAS = re.compile("Add|Sum")
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -91,7 +89,7 @@ def _cut(model: onnx.ModelProto | Path, names: list[str]) -> onnx.ModelProto | P
 
 
 def _outlying(runner: Runner, samples: Samples, places: Sequence[Place]) -> float:
-    """How far from zero means are, in units of the spread: of the median channel, on average over layers."""
+    """How far from zero means are, in units of the spread: of the median channel, as a geometric mean of layers."""
     names, found = [name for name, _ in places], []
     runs = [runner.run(feeds, names) for feeds in samples.feeds]
     for name, axis in places:
@@ -100,17 +98,34 @@ def _outlying(runner: Runner, samples: Samples, places: Sequence[Place]) -> floa
         varies = spread > CONSTANT * np.abs(rows).max(initial=0.0)
         if varies.any():
             found.append(float(np.median(np.abs(mean[varies]) / spread[varies])))
-    return float(np.mean(found)) if found else np.inf
+    return float(np.exp(np.mean(np.log(np.maximum(found, CONSTANT))))) if found else np.inf
 
 
 def _outputs(graph: gs.Graph) -> Iterator[Place]:
-    """(tensor, axis of channels) of layers with weights, behind a bias that is added apart."""
+    """(tensor, axis of channels) of layers with weights, of BatchNormalization, and of constants added by channel.
+
+    What is only half-way, as BatchNormalization or a bias that is added apart alone reads it, is left out.
+    """
     exposed = {tensor.name for tensor in graph.outputs}
     for node in graph.nodes:
-        if node.op not in WEIGHTED or not any(hasattr(tensor, "values") for tensor in node.inputs[1:2]):
+        axis = _axis(node)
+        if axis is None:
             continue
         tensor = node.outputs[0]
         after = tensor.outputs[0] if len(tensor.outputs) == 1 and tensor.name not in exposed else None
-        if after is not None and BIAS.fullmatch(after.op) and any(hasattr(other, "values") for other in after.inputs):
-            tensor = after.outputs[0]
-        yield tensor.name, 1 if node.op == "Conv" else -1
+        if after is None or after.op == "Mul" or _axis(after) is None or after.op in WEIGHTED:
+            yield tensor.name, axis
+
+
+def _axis(node: gs.Node) -> int | None:
+    """Of channels, in what such a node makes; None for other nodes."""
+    if node.op in WEIGHTED:
+        held = any(hasattr(tensor, "values") for tensor in node.inputs[1:2])
+        return (1 if node.op == "Conv" else -1) if held else None
+    if node.op == "BatchNormalization":
+        return 1
+    if node.op in ("Add", "Sub"):
+        shapes = [np.shape(tensor.values) for tensor in node.inputs if hasattr(tensor, "values")]
+        wide = [axis - len(shape) for shape in shapes for axis, size in enumerate(shape) if size != 1]
+        return wide[0] if len(wide) == 1 else None
+    return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_least_squares import calibration
-from textmodels import parse, replace_weights, weights
+from test_least_squares import calibration, tapped
+from textmodels import parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge.errors import UsageError
@@ -21,6 +21,9 @@ FIRST, LAST = (
     NET.format("3, 12, 12", "i = Identity (x)"),
     NET.format("12, 12, 3", "i = Transpose <perm = [0,3,1,2]> (x)"),
 )
+
+
+SPECS = [InputSpec("x", np.dtype(np.float32), ("N", 3, 12, 12))]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +45,20 @@ def test_a_range_is_found_where_layers_expect_it(text, low, high, found):
     result = onnxslim_merge.slim(trained_on(text, low, high))
     assert result.plan.settings["pixels"] == found
     assert ("pixels 0:255" in result.report.fidelity_source) == (found == "0:255")
+
+
+@pytest.mark.parametrize(("low", "high", "found"), [(0, 255, "0:255"), (-1.8, 2.2, "normal")])
+def test_normalisation_behind_relu_tells_too_as_a_product_and_a_sum(low, high, found):
+    """As converters from TensorFlow leave it; the layer in front of it has a bias of its own, which tells nothing."""
+    model = parse("""g (float[N, 3, 12, 12] x) => (float[N, 4, 8, 8] y)
+    <float[16,3,3,3] w, float[16] b, float[16,1,1] a, float[16,1,1] o, float[4,16,3,3] v>
+    { h = Conv (x, w, b) r = Relu (h) m = Mul (r, a) s = Add (m, o) y = Conv (s, v) }""")
+    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=5, leaves=True)
+    seen = in_range(samples, SPECS, f"{low}:{high}").feeds[0]["x"]
+    (_, r) = run(tapped(model, "r"), {"x": seen})
+    mean, spread = r.mean((0, 2, 3)), r.std((0, 2, 3)) + 1e-3
+    model = replace_weights(model, {"a": (1 / spread)[:, None, None], "o": (-mean / spread)[:, None, None]})
+    assert onnxslim_merge.slim(model).plan.settings["pixels"] == found
 
 
 def test_what_is_asked_for_is_taken():
@@ -79,9 +96,8 @@ def test_pixels_without_effect_are_said(text):
 
 
 def test_pixels_lie_in_their_range():
-    specs = [InputSpec("x", np.dtype(np.float32), ("N", 3, 16, 16))]
-    samples = synthetic_samples(specs, sizes={"x": (3, 16, 16)}, count=64, seed=0, leaves=True)
-    values = np.concatenate([feed["x"] for feed in in_range(samples, specs, "10:110").feeds])
+    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=0, leaves=True)
+    values = np.concatenate([feed["x"] for feed in in_range(samples, SPECS, "10:110").feeds])
     assert values.min() >= 10
     assert values.max() <= 110
     assert abs(values.mean() - 55) < 3

@@ -51,7 +51,7 @@ def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Prob
                 return _outlying(runner, in_range(samples, specs, pixels), places)
 
             normal = outlying("normal")
-            if normal < EVIDENCE * USUAL:
+            if normal < EVIDENCE * USUAL or not np.isfinite(normal):
                 return "normal"
             least, found = min((outlying(pixels), pixels) for pixels in RANGES)
     except SlimError:  # what cannot be run is said elsewhere
@@ -94,6 +94,8 @@ def _outlying(runner: Runner, samples: Samples, places: Sequence[Place]) -> floa
     runs = [runner.run(feeds, names) for feeds in samples.feeds]
     for name, axis in places:
         rows = np.concatenate([np.moveaxis(run[name], axis, -1).reshape(-1, run[name].shape[axis]) for run in runs])
+        if not np.isfinite(rows).all():
+            return np.inf
         mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
         varies = spread > CONSTANT * np.abs(rows).max(initial=0.0)
         if varies.any():

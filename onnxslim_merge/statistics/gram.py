@@ -40,10 +40,11 @@ class Gram:
     def add(self, features: NDArray[Any], targets: NDArray[Any]) -> None:
         """Rows (r, n) of features and (r, o) of targets; products within these are of their type, sums float64."""
         xp, f, y = self.device.xp, self.device.put(features), self.device.put(targets)
-        if not self.count and len(features):
-            self.at, self.to = (xp.astype(xp.mean(rows, axis=0), xp.float64) for rows in (f, y))
-        f = f - xp.astype(self.at, f.dtype, copy=False)
-        y = y - xp.astype(self.to, y.dtype, copy=False)
+        with np.errstate(invalid="ignore"):  # of numbers that are not finite, `finite` tells
+            if not self.count and len(features):
+                self.at, self.to = (xp.astype(xp.mean(rows, axis=0), xp.float64) for rows in (f, y))
+            f = f - xp.astype(self.at, f.dtype, copy=False)
+            y = y - xp.astype(self.to, y.dtype, copy=False)
         self.count += len(features)
         self.f += xp.sum(f, axis=0, dtype=xp.float64)
         self.ff += f.T @ f

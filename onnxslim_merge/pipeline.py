@@ -143,7 +143,8 @@ class Work:
         self.run.settings = asked.resolved(has_batchnorm=has_batchnorm, pixels=self.samples.pixels or asked.pixels)
         if asked.calibration_data is None:
             self.notes += remarks.on_pixels(asked, self.samples)
-            self.guessed = self.samples.pixels if self.run.settings.refits and not has_batchnorm else ""
+            guesses = self.run.settings.refits and not has_batchnorm and asked.pixels == "auto"
+            self.guessed = self.samples.pixels if guesses else ""
         self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:

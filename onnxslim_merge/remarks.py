@@ -25,7 +25,7 @@ def removes(plan: SlimPlan) -> bool:
 def on_pixels(asked: Settings, samples: Samples) -> list[str]:
     """Of `--pixels` where it says nothing."""
     idle = asked.pixels != "auto" and not samples.pixels
-    return ["--pixels has no effect: no input takes images of floats"] if idle else []
+    return ["--pixels has no effect: no input is an image of floats"] if idle else []
 
 
 def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: bool, guessed: str) -> list[str]:
@@ -51,8 +51,11 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             " lose less, in more time; --calibration-data, better still"
         )
     if guessed:
-        what = "mean 0 and deviation 1" if guessed == "normal" else guessed
-        notes.append(f"refitted on made-up images with pixels of {what}: if the model reads others, give --pixels")
+        what = "mean 0 and deviation 1" if guessed == "normal" else f"{guessed}, as its layers expect"
+        notes.append(
+            f"refitted on made-up images with pixels of {what}: if the model reads others, give --pixels; fidelity is"
+            " judged on such images, so it does not tell which are right"
+        )
     inexact = sum(mask.kind != "sum" for mask in plan.masks)
     if inexact:
         notes.append(

@@ -81,7 +81,7 @@ class Settings:
         itself runs on the CPU.
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
-        more goes to a temporary folder; layers too wide for their sums are refitted channel by channel.
+        more goes to a temporary folder; layers too wide for their sums are refitted channel by channel, or merged.
     pixels: of images that are made up, where there are no calibration data: "normal" (mean 0, deviation 1), a range as
         "0:255", or "auto": a range if the layers of the model clearly expect it, else normal.
     input_shapes: fixes the shape of an input where symbolic dimensions cannot be guessed.

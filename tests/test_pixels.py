@@ -65,7 +65,9 @@ def test_what_is_asked_for_is_taken():
     model = trained_on(FIRST, 0, 255)
     result = onnxslim_merge.slim(model, pixels="-1:1", compensation="least-squares")
     assert "pixels -1:1" in result.report.fidelity_source
-    assert any("pixels of -1:1: if the model reads others" in note for note in result.report.notes)
+    assert not any("made-up images" in note for note in result.report.notes)
+    result = onnxslim_merge.slim(model, compensation="least-squares")
+    assert any("pixels of 0:255, as its layers expect" in note for note in result.report.notes)
 
 
 def test_a_plan_of_data_says_nothing_of_pixels(tmp_path):

@@ -248,11 +248,9 @@ class Stepwise:
         columns, keep = self._columns[cell.name], self.amounts[cell.name].keep
         parts = [(part, readings is found) for readings in (ahead, found) for part in self._parts(columns, readings)]
         try:
-            if parts:
-                chosen = cheapest(cell, keep, parts)
-                if chosen is not None:
-                    self.kept[cell.name], self.scores[cell.name] = chosen
-                    return
+            if parts and (chosen := cheapest(cell, keep, parts)) is not None:
+                self.kept[cell.name], self.scores[cell.name] = chosen
+                return
             why = "the samples are too few to tell more" if parts else "no consumer can be refitted"
         except LinAlgError:
             why = "they cannot be told apart on these samples"
@@ -317,12 +315,14 @@ class Stepwise:
         self.tracks.mask(reader.node, reader.x_slot, line, np.asarray(fill, single))
 
     def _note_who_was_not_refitted(self) -> None:
-        for index in sorted(self._cells_of.keys() - self._solvable):
-            consumer = self.views.analysis.consumers[index]
-            mixed = index in self._mixed and index in self.found
+        """One note for each reason: a quantised network has as many layers as others."""
+        found: dict[str, list[str]] = {}
+        for index in (i for i in sorted(self._cells_of.keys() - self._solvable) if self._cells_of[i]):
+            consumer, mixed = self.views.analysis.consumers[index], index in self._mixed and index in self.found
             how = "refitted channel by channel, not weight by weight" if mixed else "not refitted"
-            why = f"{consumer.node} is {how} ({hindrance(self.views, consumer, self._memory)})"
-            self.notes += [f"{cell.name}: {why}" for cell, _ in self._cells_of[index]]
+            text = f"{how} ({hindrance(self.views, consumer, self._memory)})"
+            found.setdefault(text, []).append(f"{self._cells_of[index][0][0].name}: {consumer.node} is {text}")
+        self.notes += [f"{at[0]}, and {len(at) - 1} more" if len(at) > 1 else at[0] for at in found.values()]
 
 
 def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:

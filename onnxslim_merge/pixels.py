@@ -25,7 +25,8 @@ from onnxslim_merge.settings import Settings
 RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
 EVIDENCE = 3.0  # means are so many times further out on normal pixels than on those of a range that is taken instead
 USUAL = 0.3  # no range has been seen to bring means nearer
-LAYERS, IMAGES, ELEMENTS = 8, (2, 16), 1 << 18  # least and most, and numbers in all
+LAYERS = 8
+IMAGES, ELEMENTS = (2, 16), 1 << 18  # least and most, and numbers in all
 Place = tuple[str, int]  # a tensor, and its axis of channels
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -115,7 +116,7 @@ def _outputs(graph: gs.Graph) -> Iterator[Place]:
             continue
         tensor = node.outputs[0]
         after = tensor.outputs[0] if len(tensor.outputs) == 1 and tensor.name not in exposed else None
-        if after is None or after.op == "Mul" or _axis(after) is None or after.op in WEIGHTED:
+        if after is None or _axis(after) is None or after.op in WEIGHTED:
             yield tensor.name, axis
 
 

@@ -123,6 +123,26 @@ def test_means_far_above_the_spread_cost_no_digits():
     np.testing.assert_allclose(found.errors(weights, np.full(2, 5 - 1e4)), 0, atol=1e-6)
 
 
+def test_strong_ridges_are_found_where_samples_are_few():
+    """The anchor is nearly right, and a third as many samples as features say little: no weak ridge would do."""
+    rng = np.random.default_rng(6)
+    w = rng.normal(size=(60, 3))
+    f = rng.normal(size=(220, 60))
+    y = f @ (1.1 * w) + 2 * rng.normal(size=(220, 3))
+    found = fit(gram(f[:20], y[:20]), gram(f[20:], y[20:]), {"plain": w}, np.ones(3))
+    assert found.strength is not None
+    assert found.strength >= 0.3
+
+
+def test_rows_of_zeros_count_as_rows():
+    rng = np.random.default_rng(5)
+    f, y = rng.normal(size=(60, 4)) + 3, rng.normal(size=(60, 2)) - 1
+    found, expected = gram(f, y), gram(np.concatenate([f, np.zeros((23, 4))]), np.concatenate([y, np.zeros((23, 2))]))
+    found.add_zeros(23)
+    for one, other in zip((*found.means, *found.covariances), (*expected.means, *expected.covariances), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
 def test_a_fit_finds_weights_that_explain_everything():
     """The weakest ridge is weak enough, and the intercept takes the means: to a millionth of the targets."""
     rng = np.random.default_rng(1)

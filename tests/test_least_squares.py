@@ -12,6 +12,7 @@ from onnxslim_merge.compensation import least_squares
 from onnxslim_merge.compensation.onesided import Limits, one_sided
 from onnxslim_merge.compensation.refittable import cutoff
 from onnxslim_merge.compensation.ridge import fit, fit_again
+from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.errors import OutputError, UsageError
 from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import InputSpec, with_mirror_images
@@ -165,6 +166,33 @@ def test_quantised_weights_are_left_and_said(tmp_path):
 { h = MatMul (x, w) r = Relu (h) v = DequantizeLinear (low, s, z) [last] y = MatMul (r, v) }"""
     result = onnxslim_merge.slim(parse(text), ratio=0.5, **FIT)
     assert any("last is not refitted (its weights are quantised)" in note for note in result.report.notes)
+
+
+def test_one_note_says_it_of_all_quantised_layers():
+    text = """g (float[N, 4] x) => (float[N, 3] y)
+<float[4,8] w, int8[8,8] low, int8[8,3] last, float s = {0.02}, int8 z = {0}>
+{ h = MatMul (x, w) r = Relu (h) v = DequantizeLinear (low, s, z) k = MatMul (r, v) q = Relu (k)
+  u = DequantizeLinear (last, s, z) y = MatMul (q, u) }"""
+    notes = onnxslim_merge.slim(parse(text), ratio=0.5, **FIT).report.notes
+    (note,) = [note for note in notes if "its weights are quantised" in note and "refitted" in note]
+    assert note.endswith(", and 1 more")
+
+
+def test_who_fell_back_in_the_first_sweep_is_not_fitted_in_the_second(tmp_path, monkeypatch):
+    """Nothing is held out any more that could choose a ridge."""
+    start, steps = Stepwise.__init__, []
+
+    def forgetful(self, *args, first=None, **options):
+        if first is not None:
+            first.found.clear()
+        steps.append(self)
+        start(self, *args, first=first, **options)
+
+    monkeypatch.setattr(Stepwise, "__init__", forgetful)
+    model = parse(PLAIN)
+    data, _ = calibration(tmp_path, model, 64)
+    onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, dry_run=True, **FIT)
+    assert steps[-1].found == {}
 
 
 def test_too_few_samples_are_said_and_merged(tmp_path):

@@ -66,7 +66,22 @@ def test_borders_that_read_zeros_do_not_spoil_the_intercept(name, tmp_path, monk
     assert mixed <= 0.3 * merged
 
 
-def test_the_ridge_is_chosen_by_what_goes(tmp_path):
+def test_the_ridge_of_a_few_among_many_is_chosen_by_these(tmp_path):
+    """Three of 256 channels are combinations of others: the plain choice loses them, though it has all the others."""
+    model = parse("""g (float[N, 40] x) => (float[N, 5] y) <float[40,256] w, float[256] b, float[256,5] v>
+    { h = MatMul (x, w) a = Add (h, b) y = MatMul (a, v) }""")
+    gone, w, v = [50, 101, 202], weights(model)["w"].copy(), weights(model)["v"].copy()
+    w[:, gone], v[gone] = 0.01 * (w[:, [1, 2, 3]] + w[:, [4, 5, 6]]), 300 * v[gone]
+    model = replace_weights(model, {"w": w, "b": np.zeros(256, np.float32), "v": v})
+    data, _ = calibration(tmp_path, model, 256)
+    options = {"criterion": "l1", "compensation": "least-squares", "threshold": 0.9999}  # which no donor reaches alone
+    result = onnxslim_merge.slim(model, ratio=3 / 256, calibration_data=data, donors=1, **options)
+    assert not {*gone} & {*result.plan.cells[0].keep}
+    other = feeds(model, {"N": 32}, 9)
+    assert distance(run(model, other), run(result.model, other)) <= 1e-3
+
+
+def test_copies_among_many_channels_are_found(tmp_path):
     """Of 128 channels two go: one that another is a copy of, and the like."""
     model = parse("""g (float[N, 16] x) => (float[N, 5] y) <float[16,128] w, float[128] b, float[128,5] v>
     { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")

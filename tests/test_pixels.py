@@ -50,9 +50,9 @@ def test_a_range_is_found_where_layers_expect_it(text, low, high, found):
 @pytest.mark.parametrize(("low", "high", "found"), [(0, 255, "0:255"), (-1.8, 2.2, "normal")])
 def test_normalisation_behind_relu_tells_too_as_a_product_and_a_sum(low, high, found):
     """As converters from TensorFlow leave it; the layer in front of it has a bias of its own, which tells nothing."""
-    model = parse("""g (float[N, 3, 12, 12] x) => (float[N, 4, 8, 8] y)
-    <float[16,3,3,3] w, float[16] b, float[16,1,1] a, float[16,1,1] o, float[4,16,3,3] v>
-    { h = Conv (x, w, b) r = Relu (h) m = Mul (r, a) s = Add (m, o) y = Conv (s, v) }""")
+    model = parse("""g (float[N, 3, 12, 12] x) => (float[N, 16, 1, 1] y)
+    <float[16,3,3,3] w, float[16] b, float[16,1,1] a, float[16,1,1] o>
+    { h = Conv (x, w, b) r = Relu (h) m = Mul (r, a) s = Add (m, o) y = GlobalAveragePool (s) }""")
     samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=5, leaves=True)
     seen = in_range(samples, SPECS, f"{low}:{high}").feeds[0]["x"]
     (_, r) = run(tapped(model, "r"), {"x": seen})

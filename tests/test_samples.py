@@ -120,7 +120,7 @@ BAD = {
     "inf": ({"x": np.full((2, 3, 4, 4), -np.inf)}, "NaN or infinity"),
     "overflow": ({"x": np.full((2, 3, 4, 4), 1e300)}, "too large for float32"),
     "empty": ({"x": images()[:0]}, "x is empty"),
-    "objects": ({"x": np.array([None])}, "not readable as NumPy data"),
+    "objects": ({"x": np.array([None])}, "it holds Python objects; save plain arrays"),
 }
 
 

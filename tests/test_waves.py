@@ -59,3 +59,21 @@ def test_what_does_not_fit_is_looked_at_in_turn(memory, most, tmp_path, monkeypa
 
     assert error(**FIT) < error(compensation="mean+merge")
     assert max(together) == most
+
+
+STREAM = """g (float[N, 8] x) => (float[N, 3] y)
+<float[8,20] w, float[20] b, float[20,12] p, float[12] pb, float[12,20] q, float[20] qb, float[20,3] v>
+{ h = MatMul (x, w) a = Add (h, b) m = MatMul (a, p) mb = Add (m, pb) c = Relu (mb) n = MatMul (c, q) nb = Add (n, qb)
+  s = Add (nb, a) y = MatMul (s, v) }"""
+
+
+@pytest.mark.parametrize(("memory", "said"), [(1 << 30, False), (1 << 12, True)])
+def test_who_has_no_say_for_lack_of_memory_is_named(memory, said, tmp_path, monkeypatch):
+    """The last layer reads the stream that the first one reads, and would be looked at ahead."""
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.parse_size", lambda size: memory)
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.hindrance", lambda *args: None)
+    model = parse(STREAM)
+    data, _ = calibration(tmp_path, model, 256)
+    notes = onnxslim_merge.slim(model, ratio=0.4, calibration_data=data, **FIT).report.notes
+    assert any("has no say in who stays" in note for note in notes) == said

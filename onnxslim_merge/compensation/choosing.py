@@ -35,7 +35,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Refit:
+class ByWeight:
     """A consumer whose own weights are refitted: its sums, and where it reads the cell."""
 
     views: Views

@@ -104,7 +104,7 @@ class Mixture:
             for place in self.columns.positions.T:
                 rows, targets = lines[0][:, place[family.features]], lines[1][:, place[family.channels]]
                 sums.add(rows.astype(np.float64), targets.astype(np.float64))
-                sums.add(np.zeros((empty, family.features.size)), np.zeros((empty, family.channels.size)))
+                sums.add_zeros(empty)
 
     def _empty(self, x: NDArray[Any], rows: int) -> int:
         """How many rows of zeros belong to so many of x: taps that meet padding, or fall between inputs, read zeros.
@@ -115,7 +115,8 @@ class Mixture:
         if window is None or not window.kernel:
             return 0
         space = [size for axis, size in enumerate(x.shape) if axis not in (0, self.consumer.x_axis)]
-        return round(rows * (1 / share_of_taps(window, space) - 1))
+        share = share_of_taps(window, space)
+        return round(rows * (1 / share - 1)) if share else 0  # a consumer that reads nothing but padding
 
     # -- choice -------------------------------------------------------------------------------------------------------
 

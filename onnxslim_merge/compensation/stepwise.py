@@ -20,7 +20,7 @@ from scipy.linalg import LinAlgError
 from onnxslim_merge.channels.cells import Cell
 from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
-from onnxslim_merge.compensation.choosing import Part, Refit, cheapest
+from onnxslim_merge.compensation.choosing import ByWeight, Part, cheapest
 from onnxslim_merge.compensation.mixing import Mixture, mixture_bytes, unmixable
 from onnxslim_merge.compensation.refits import Refitted, refit, remix, shortfall
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
@@ -264,7 +264,7 @@ class Stepwise:
         for c in columns:
             sums = readings.get(c.consumer)
             if isinstance(sums, Reading):
-                yield Refit(self.views, sums, c)
+                yield ByWeight(self.views, sums, c)
             else:
                 yield from (mixture for mixture in sums or () if mixture.columns is c)
 

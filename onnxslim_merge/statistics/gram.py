@@ -53,6 +53,16 @@ class Gram:
         wide = xp.astype(y, xp.float64, copy=False)
         self.yy += xp.einsum("ro,ro->o", wide, wide)
 
+    def add_zeros(self, count: int) -> None:
+        """So many rows of zeros, features and targets alike."""
+        at, to = self.at, self.to
+        self.count += count
+        self.f -= count * at
+        self.ff += count * at[:, None] * at[None, :]
+        self.y -= count * to
+        self.fy += count * at[:, None] * to[None, :]
+        self.yy += count * to**2
+
     def of(self, features: NDArray[np.int64]) -> Gram:
         """The same rows with some of the features."""
         some = self.device.put(features)

@@ -22,6 +22,12 @@ def parse_size(size: int | str) -> int:
     return int(bytes_)
 
 
+def size_text(bytes_: int) -> str:
+    """The least size of a form that `parse_size` reads which holds so many bytes: `64MiB`, `1.5GiB`."""
+    mib = -(-bytes_ // 2**20)
+    return f"{mib}MiB" if mib < 2**10 else f"{-(-10 * bytes_ // 2**30) / 10:.1f}GiB"
+
+
 def parse_range(pixels: str) -> tuple[float, float]:
     """Low and high from `0:255`. Raises UsageError."""
     low, _, high = pixels.partition(":")

@@ -40,7 +40,7 @@ def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Prob
     if settings.calibration_data is not None or not places or not any(_is_image(spec, probe) for spec in specs):
         return "normal"
     count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
-    samples = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, leaves=True)
+    samples = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, images="dead leaves")
     try:
         with runnable(graph, source) as model:
             runner = Runner(

@@ -59,12 +59,11 @@ class Refitter:
         return replace(self.last.solution, notes=[*self.last.solution.notes, *self.last.notes])
 
     def _run(self, kept: Kept | None) -> Refit | None:
-        settings, synthetic = self.settings, self.settings.calibration_data is None
+        settings = self.settings
         solver = Solver(self.views, self.statistics, settings, {}, Device(settings.device))
-        samples = samples_to_fit(self.source, settings, self.probe, self.given)
-        parts = self.graph, self.source, samples, self.amounts, solver, kept
+        samples, pool = samples_to_fit(self.source, settings, self.probe, self.given)
         try:
-            found = least_squares(*parts, synthetic=synthetic)
+            found = least_squares(self.graph, self.source, samples, self.amounts, solver, kept, pool=pool)
             why = f"{samples.count} samples are too few, or too few batches of them, to hold any out"
         except VerifyError as error:
             found, why = None, str(error)

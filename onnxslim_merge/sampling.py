@@ -8,6 +8,7 @@ from onnxslim_merge.model_io import Source
 from onnxslim_merge.pixels import pick_pixels
 from onnxslim_merge.probe import Probe
 from onnxslim_merge.samples import (
+    Pool,
     Samples,
     find_files,
     in_range,
@@ -37,14 +38,18 @@ def pick_samples(graph: gs.Graph, source: Source, settings: Settings, probe: Pro
     return in_range(made, specs, pixels)
 
 
-def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> Samples:
-    """For least squares: the calibration data `given`, or dead leaves where inputs look like images."""
+def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> tuple[Samples, Pool | None]:
+    """For least squares: the calibration data `given`; without, dead leaves where inputs look like images.
+
+    Then with more of them, for models that can choose.
+    """
     if settings.calibration_data is not None:
-        return given
-    count = _count(probe, FITTED, FITTED_ELEMENTS)
-    specs = input_specs(source.proto)
-    found = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, leaves=True)
-    return in_range(found, specs, given.pixels or "normal")
+        return given, None
+    count, specs, pixels = _count(probe, FITTED, FITTED_ELEMENTS), input_specs(source.proto), given.pixels or "normal"
+    found = synthetic_samples(
+        specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, images="dead leaves"
+    )
+    return in_range(found, specs, pixels), Pool(specs, probe.inputs, pixels, settings.seed, count, probe.elements)
 
 
 def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
@@ -14,7 +16,7 @@ from onnxslim_merge.compensation.refittable import cutoff
 from onnxslim_merge.compensation.ridge import fit, fit_again
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.errors import OutputError, UsageError
-from onnxslim_merge.parsing import parse_size
+from onnxslim_merge.parsing import LEAST_MEMORY, parse_size, size_text
 from onnxslim_merge.samples import InputSpec, with_mirror_images
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading, Sample
@@ -320,7 +322,9 @@ def test_layers_too_wide_for_the_memory_are_merged_and_said(tmp_path):
     { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
     data, _ = calibration(tmp_path, model, 32)
     notes = onnxslim_merge.slim(model, calibration_data=data, memory_limit="64MiB").report.notes
-    assert any("2048 features are too many for --memory-limit" in note for note in notes)
+    assert any("2048 features take --memory-limit 128MiB" in note for note in notes)
+    notes = onnxslim_merge.slim(model, calibration_data=data, memory_limit="128MiB").report.notes
+    assert not any("--memory-limit" in note for note in notes)
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -339,6 +343,11 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("size", "expected"), [("64MiB", 1 << 26), ("1.5 GB", 1_500_000_000), (1 << 30, 1 << 30)])
 def test_sizes(size, expected):
     assert parse_size(size) == expected
+
+
+@given(st.integers(LEAST_MEMORY, 1 << 50))
+def test_sizes_that_are_said_suffice_and_are_not_much_more(needed):
+    assert needed <= parse_size(size_text(needed)) <= max(1.1 * needed, needed + 2**20)
 
 
 @pytest.mark.parametrize("size", ["9" * 400, "63MiB", "two", "-1GB", ""])

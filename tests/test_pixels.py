@@ -53,7 +53,7 @@ def test_normalisation_behind_relu_tells_too_as_a_product_and_a_sum(low, high, f
     model = parse("""g (float[N, 3, 12, 12] x) => (float[N, 16, 1, 1] y)
     <float[16,3,3,3] w, float[16] b, float[16,1,1] a, float[16,1,1] o>
     { h = Conv (x, w, b) r = Relu (h) m = Mul (r, a) s = Add (m, o) y = GlobalAveragePool (s) }""")
-    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=5, leaves=True)
+    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=5, images="dead leaves")
     seen = in_range(samples, SPECS, f"{low}:{high}").feeds[0]["x"]
     (_, r) = run(tapped(model, "r"), {"x": seen})
     mean, spread = r.mean((0, 2, 3)), r.std((0, 2, 3)) + 1e-3
@@ -98,7 +98,7 @@ def test_pixels_without_effect_are_said(text):
 
 
 def test_pixels_lie_in_their_range():
-    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=0, leaves=True)
+    samples = synthetic_samples(SPECS, sizes={"x": (3, 12, 12)}, count=64, seed=0, images="dead leaves")
     values = np.concatenate([feed["x"] for feed in in_range(samples, SPECS, "10:110").feeds])
     assert values.min() >= 10
     assert values.max() <= 110

@@ -64,7 +64,7 @@ REST = [(v, c) for v in VARIANTS if ", " in v for c in COMPENSATIONS]
 REST += [(v, c) for v in ("reprune", "reprune, cosine") for c in FREE]
 SHIFTS = ("l1", "l2", "reprune", "reprune, cosine", "reprune-kernel")
 SHIFT_IMAGES, SHIFT_RATIO = 64, 0.5
-HOPELESS = 50.0  # percent of agreement, of ten classes: such models are not scored, to save hours
+HOPELESS = 50.0  # percent of agreement, of ten classes: such models are scored in the first pass only, to save hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +112,15 @@ class CaseBench(Bench):
         """The plan for these options of the case."""
         return self.plan(Settings(**(self.case.options | options)))
 
-    def measure(self, variant: str, compensation: str, ratio: float | None) -> dict[str, float]:
-        """Accuracy and agreement in percent, and what it took."""
+    def measure(self, variant: str, compensation: str, ratio: float | None, hopeless: float) -> dict[str, float]:
+        """Accuracy and agreement in percent, and what it took; accuracy from `hopeless` percent of agreement on."""
         amount = {} if ratio is None else {"ratio": ratio}
         start = time.perf_counter()
         plan = self.plan_of(**VARIANTS[variant], **(COMPENSATIONS | FREE)[compensation], **amount)
         planned = time.perf_counter() - start
         model = self.model(plan)
         found = {"agreement": self.agreement(model), "seconds": planned}
-        return found if found["agreement"] < HOPELESS else found | {"accuracy": self.accuracy(model)}
+        return found if found["agreement"] < hopeless else found | {"accuracy": self.accuracy(model)}
 
     def shifts(self, variant: str, compensation: str) -> dict[str, float]:
         """For each layer whose inputs alone lose half: the relative L2 distance of its output from the original's.
@@ -172,14 +172,16 @@ class Journal:
             self.facts["base"] = self._bench.base
         return self._bench
 
-    def measure(self, wanted: Sequence[tuple[str, str]], ratio: float) -> None:
-        """What is missing at one ratio; of a case without ratios all."""
+    def measure(self, wanted: Sequence[tuple[str, str]], ratio: float, hopeless: float) -> None:
+        """What is missing at one ratio; of a case without ratios all. hopeless: as in CaseBench.measure."""
         if ratio not in (self.case.ratios or RATIOS[:1]):
             return
         at = ratio if self.case.ratios else None
         for variant, compensation in wanted:
-            if (name := key(variant, compensation, at)) not in self.facts["found"]:
-                self.keep("found", name, self.bench.measure(variant, compensation, at))
+            name = key(variant, compensation, at)
+            known = self.facts["found"].get(name)
+            if known is None or ("accuracy" not in known and known["agreement"] >= hopeless):
+                self.keep("found", name, self.bench.measure(variant, compensation, at, hopeless))
 
     def shifts(self) -> None:
         """What is missing of the shifts of layers."""
@@ -215,12 +217,12 @@ def main(
     """Measure what is missing in FOLDER; write the page."""
     folder.mkdir(parents=True, exist_ok=True)
     journals = [Journal(folder, shared, name, threads) for name in CASES if re.search(cases, name)]
-    for wanted in (ASKED, MORE, REST):
+    for wanted, hopeless in ((ASKED, 0.0), (MORE, HOPELESS), (REST, HOPELESS)):
         for ratio in RATIOS:
             for journal in journals:
-                journal.measure(wanted, ratio)
-    for journal in journals:
-        journal.shifts()
+                journal.measure(wanted, ratio, hopeless)
+        for journal in journals:
+            journal.shifts()
     if write is not None:
         facts = {name: json.loads(file.read_text()) for name in CASES if (file := folder / f"{name}.json").exists()}
         write.write_text(page(facts), encoding="utf-8")

@@ -19,7 +19,7 @@ them), without labels, without fine-tuning.
 - **Accuracy** is top-1 in percent on the whole labelled test set (10,000 images). **Agreement** is how often the
   highest class is the original's, on 1,024 unlabelled training images; defaults are chosen by it alone.
   Blank, or a case of `tools/criteria.py` that is not below: not measured yet.
-  `-`: accuracy was not measured, as agreement, which stands below, is less than half.
+  `-`: accuracy was not measured, as agreement, which stands below, is less than half (only of variants).
 - **Criteria**: `l1`, `l2`, `l2-gm`, `consumer`, `impact`; `reprune` (euclidean, and `--geometry cosine`);
   `reprune-kernel` (as many clusters in each input channel, and `--kernel-cut layer`, the paper's height).
 - **Compensation**: `none`, `mean`, `merge`, `mean+merge`; of `reprune` the donor is the representative of the cluster,

@@ -9,6 +9,7 @@ import numpy as np
 from onnxslim_merge.channels.claims import Consumer
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.solver import takes_mean
+from onnxslim_merge.parsing import size_text
 from onnxslim_merge.views import Views
 
 MATRICES = 4  # of features x features in float64, at once: two sums, a covariance, its factor
@@ -40,8 +41,8 @@ def hindrance(views: Views, consumer: Consumer, memory: int) -> str | None:
     if slot.node == consumer.node and sum(size != 1 for size in shape) > 1:
         return "its bias differs by position"
     features = consumer.labels.size // consumer.groups * int(np.prod(consumer.window.kernel))
-    if MATRICES * 8 * features**2 > memory:
-        return f"{features} features are too many for --memory-limit"
+    if (needed := MATRICES * 8 * features**2) > memory:
+        return f"{features} features take --memory-limit {size_text(needed)}"
     return None
 
 

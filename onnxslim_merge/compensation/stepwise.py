@@ -27,7 +27,7 @@ from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.compensation.waves import affordable, sums_bytes
 from onnxslim_merge.criteria import choose
-from onnxslim_merge.parsing import parse_size
+from onnxslim_merge.parsing import parse_size, size_text
 from onnxslim_merge.select import Amount, keep_mask
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
@@ -168,7 +168,8 @@ class Stepwise:
                 spent += cost
             else:
                 node = self.views.analysis.consumers[index].node
-                self._note(f"{node}: has no say in who stays, as its sums are too much besides for --memory-limit")
+                needed = size_text(2 * (spent + cost))
+                self._note(f"{node}: has no say in who stays, as its sums besides take --memory-limit {needed}")
         foreseen = self._gathered(ahead, ahead=True)
         found = self._gathered([i for i in wave if i in self._fitted], ahead=False)
         for cell in (cell for cell in self.cells if cell.name in new):

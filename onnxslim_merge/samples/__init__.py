@@ -8,11 +8,13 @@ from onnxslim_merge.samples.files import load_samples
 from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.images import load_images, load_pillow
 from onnxslim_merge.samples.mirrored import with_mirror_images
+from onnxslim_merge.samples.pools import Pool
 from onnxslim_merge.samples.specs import InputSpec, Samples, input_specs, is_float
 from onnxslim_merge.samples.synthetic import image_axis, in_range, synthetic_samples
 
 __all__ = [
     "InputSpec",
+    "Pool",
     "Samples",
     "find_files",
     "image_axis",

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 LEAVES = 400  # of one image; what they leave open is background
 FINEST, COARSEST = 0.02, 0.5  # radius in units of the shorter side; as many in each octave squared, as in photographs
 OVERSAMPLED = 2  # so that edges are not jagged
 GRAIN = 0.05  # deviation of the noise on top
+# Of images that differ in style: bounds of the finest radius, of the share of colour, of the deviation of blur (the
+# lower in pixels, the upper in units of the shorter side; half of the images have none), and of contrast.
+FINENESS, COLOUR, BLUR, CONTRAST = (0.02, 0.2), (0.05, 0.5), (0.3, 0.05), (0.4, 1.5)
+BRIGHTNESS = 0.4  # deviation of their means
 
 
 def dead_leaves(
@@ -21,18 +26,33 @@ def dead_leaves(
     """Images of `shape` (batch and `axis` = channels); values of mean 0 and variance 1, channels mostly alike."""
     batch, channels = shape[0], shape[axis]
     height, width = (n for i, n in enumerate(shape) if i not in (0, axis))
-    images = np.stack([_image(rng, channels, height, width, colour_share) for _ in range(batch)])
+    images = np.stack([_image(rng, channels, height, width, colour_share, FINEST) for _ in range(batch)])
     images += GRAIN * rng.standard_normal(images.shape, dtype=np.float32)
     return np.ascontiguousarray(np.moveaxis(images, 1, axis))
 
 
+def varied_leaves(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> NDArray[np.float32]:
+    """Images of `shape` as those of `dead_leaves`, each of a fineness, colourfulness, blur and contrast of its own."""
+    batch, channels = shape[0], shape[axis]
+    height, width = (n for i, n in enumerate(shape) if i not in (0, axis))
+    images, strongest = [], max(BLUR[1] * min(height, width), BLUR[0])
+    for _ in range(batch):
+        finest = FINENESS[0] * (FINENESS[1] / FINENESS[0]) ** rng.random()
+        image = _image(rng, channels, height, width, rng.uniform(*COLOUR), finest)
+        image = image + GRAIN * rng.standard_normal(image.shape, dtype=np.float32)
+        if rng.random() < 0.5:
+            image = gaussian_filter(image, BLUR[0] * (strongest / BLUR[0]) ** rng.random(), axes=(1, 2))
+        images.append(rng.uniform(*CONTRAST) * image + BRIGHTNESS * rng.standard_normal())
+    return np.ascontiguousarray(np.moveaxis(np.asarray(images, np.float32), 1, axis))
+
+
 def _image(
-    rng: np.random.Generator, channels: int, height: int, width: int, colour_share: float
+    rng: np.random.Generator, channels: int, height: int, width: int, colour_share: float, finest: float
 ) -> NDArray[np.float32]:
     """(channels, height, width), from the front to the back, so that every pixel is painted once."""
     rows, columns = OVERSAMPLED * height, OVERSAMPLED * width
     side = min(rows, columns)
-    low, high = max(FINEST * side, 1.0), max(COARSEST * side, 1.5)
+    low, high = max(finest * side, 1.0), max(COARSEST * side, 1.5)
     radius = low * (high / low) ** rng.random(LEAVES)
     radius = np.where(rng.random(LEAVES) < 0.5, radius, 1 / (1 / low - rng.random(LEAVES) * (1 / low - 1 / high)))
     centre = rng.random((LEAVES, 2)) * (rows, columns)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from onnxslim_merge.errors import InputError, UsageError
 from onnxslim_merge.parsing import parse_range
-from onnxslim_merge.samples.leaves import dead_leaves
+from onnxslim_merge.samples.leaves import dead_leaves, varied_leaves
 from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
 
+Images = Literal["smoothed noise", "dead leaves", "varied dead leaves"]
 CHANNELS = (1, 3, 4)
 BRIGHTNESS, CONTRAST = 0.45, 0.25  # mean and deviation of photographs, in shares of the range of pixels
 COLOUR_SHARE = 0.2  # of the variance; photographs differ more in brightness than in hue
@@ -22,10 +24,10 @@ def synthetic_samples(
     *,
     sizes: Mapping[str, tuple[int, ...]],
     count: int,
-    seed: int,
+    seed: int | Sequence[int],
     int_ranges: Mapping[str, tuple[int, int]] | None = None,
     batch: int = 32,
-    leaves: bool = False,
+    images: Images = "smoothed noise",
 ) -> Samples:
     """At least `count` samples, the same for the same arguments, in batches of `batch` or of the model's fixed size.
 
@@ -35,8 +37,9 @@ def synthetic_samples(
 
     Rank 4 with 1, 3 or 4 channels on axis 1 or on the last, float, uint8 or int8, is taken for an image: smoothed noise
     at all octaves from one pixel to the whole image, equal variance in each, as in natural images; mean 0 and variance
-    1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it); with
-    `leaves`, opaque shapes that hide each other, which have edges as photographs have, of the same mean and variance.
+    1 at every pixel over many images (uint8: mean 128, int8: mean 0, deviation 64, unless `int_ranges` names it). Dead
+    leaves are opaque shapes that hide each other, which have edges as photographs have, of the same mean and variance;
+    the varied ones differ in fineness, colours, sharpness, brightness and contrast besides.
     Other floats are normal noise, integers and bools uniform. Raises InputError for string inputs, UsageError for sizes
     that do not fit.
     """
@@ -46,18 +49,18 @@ def synthetic_samples(
     rng = np.random.default_rng(seed)
     feeds = []
     total = 0
-    images = floats = False
+    drawn = floats = False
     for start in range(0, count, step):
         rows = step if batching.fixed else min(step, count - start)
         feed = {}
         for spec in specs:
             shape = _shape(spec, sizes, rows if spec.name in batching.names else None)
             image = image_axis(spec, shape) is not None
-            images, floats = images or image, floats or (image and is_float(spec.dtype))
-            feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), leaves)
+            drawn, floats = drawn or image, floats or (image and is_float(spec.dtype))
+            feed[spec.name] = _draw(rng, spec, shape, ranges.get(spec.name), images)
         feeds.append(feed)
         total += batching.size_of(feed)
-    kind = ("dead leaves" if leaves else "smoothed noise") if images else "random values"
+    kind = images if drawn else "random values"
     return Samples(feeds, total, f"synthetic ({kind}, seed {seed})", "normal" if floats else "")
 
 
@@ -108,11 +111,16 @@ def _draw(
     spec: InputSpec,
     shape: tuple[int, ...],
     int_range: tuple[int, int] | None,
-    leaves: bool,
+    images: Images,
 ) -> np.ndarray:
     axis = image_axis(spec, shape)
     if axis is not None and int_range is None:
-        image = dead_leaves(rng, shape, axis, COLOUR_SHARE) if leaves else _smoothed_noise(rng, shape, axis)
+        if images == "varied dead leaves":
+            image = varied_leaves(rng, shape, axis)
+        elif images == "dead leaves":
+            image = dead_leaves(rng, shape, axis, COLOUR_SHARE)
+        else:
+            image = _smoothed_noise(rng, shape, axis)
         if spec.dtype in (np.uint8, np.int8):
             limits = np.iinfo(spec.dtype)
             image = np.clip(np.rint((128 if limits.min == 0 else 0) + 64 * image), limits.min, limits.max)

@@ -420,9 +420,13 @@ def test_aiming_at_what_is_left_lowers_the_distance_that_counts(seed):
 # -- what is held out ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("criterion", ["greedy", "consumer"])
 @pytest.mark.parametrize("data", [True, False])
-def test_a_second_sweep_holds_nothing_of_the_data_out(tmp_path, monkeypatch, data):
-    """What was held out in the first sweep chose ridges only; of synthetic samples there could be more."""
+def test_a_second_sweep_holds_nothing_of_the_data_out(tmp_path, monkeypatch, data, criterion):
+    """What was held out in the first sweep chose ridges only; of synthetic samples there could be more.
+
+    Where channels are chosen before, that sweep does without mirror images.
+    """
     model, start, seen = parse(PLAIN), Reading.start, []
 
     def spied(*args, **options):
@@ -431,30 +435,32 @@ def test_a_second_sweep_holds_nothing_of_the_data_out(tmp_path, monkeypatch, dat
 
     monkeypatch.setattr(Reading, "start", spied)
     path = calibration(tmp_path, model, 64)[0] if data else None
-    onnxslim_merge.slim(model, ratio=0.5, calibration_data=path, dry_run=True, **FIT)
+    onnxslim_merge.slim(model, ratio=0.5, calibration_data=path, dry_run=True, **FIT | {"criterion": criterion})
     first, last = seen[0], seen[-1]
     assert (first.holds, first.held[0].count > 0) == (True, True)
     assert (last.holds, last.held[0].count > 0) == (not data, not data)
     if data:
-        assert last.train[0].count == first.train[0].count + first.held[0].count
+        times = 2 if criterion == "consumer" else 1
+        assert last.train[0].count == times * (first.train[0].count + first.held[0].count)
 
 
-def test_a_fit_of_other_samples_keeps_anchor_and_ridge():
+def test_a_fit_of_other_samples_keeps_anchor_and_ridge_in_all():
+    """Of twice the rows, each needs half of it."""
     rng = np.random.default_rng(0)
     sums = [Gram.zeros(5, 2), Gram.zeros(5, 2)]
-    for gram in sums:
-        f = rng.normal(size=(100, 5))
-        gram.add(f, f @ rng.normal(size=(5, 2)) + rng.normal(size=(100, 2)))
+    for gram, rows in zip(sums, (100, 200), strict=True):
+        f = rng.normal(size=(rows, 5))
+        gram.add(f, f @ rng.normal(size=(5, 2)) + rng.normal(size=(rows, 2)))
     anchors = {"plain": np.ones((5, 2))}
     found = fit(sums[0], sums[0], anchors, np.ones(2))
     again = fit_again(sums[1], anchors, found)
     covariance, cross = sums[1].covariances
-    ridge = np.diag(found.strength * np.diagonal(covariance))
+    ridge = np.diag(found.strength / 2 * np.diagonal(covariance))
     expected = np.linalg.solve(covariance + ridge, cross + ridge @ anchors["plain"])
     np.testing.assert_allclose(again.weights, expected, rtol=1e-9)
     f, y = sums[1].means
     np.testing.assert_allclose(again.intercept, y - f @ expected, rtol=1e-9)
-    assert (again.strength, again.anchor) == (found.strength, "plain")
+    assert (again.strength, again.rows, again.anchor) == (found.strength, 100, "plain")
 
 
 def test_weights_choose_where_samples_are_too_few(tmp_path):

@@ -57,8 +57,11 @@ def least_squares(
     feeds = [piece for feed in samples.in_float32().feeds for piece in Batching.of(specs).cut(feed, size)]
     if len(feeds) < HELD_OUT:
         return None
+    every = feeds
     if solver.settings.augment == "mirror" and pool is None:
-        feeds = with_mirror_images(feeds, specs, HELD_OUT)
+        every = with_mirror_images(feeds, specs, HELD_OUT)
+    if kept is None:
+        feeds = every  # who stays is settled in the first sweep; of ridges alone the images themselves tell enough
     if is_half_precision(graph):
         graph, source = to_float32(graph, source)
     with runnable(graph, source) as made:
@@ -73,7 +76,7 @@ def least_squares(
     step = Stepwise(views, model, feeds, amounts, solver, kept)
     solution, notes = _run(step, found), step.notes
     if pool is None:  # made-up ones could be more; of calibration data, what was held out is used up, too
-        step = Stepwise(views, model, feeds, amounts, solver.anew(), first=step)
+        step = Stepwise(views, model, every, amounts, solver.anew(), first=step)
         solution = _run(step, found)
     views.rescaled = {}
     return Refit(step.kept, step.scores, solution, [*dict.fromkeys([*notes, *step.notes])])

@@ -27,8 +27,8 @@ OUTPUTS = 64  # that are enough to choose a strength by
 class Fit:
     """Weights (n, o) and intercept (o,) of a consumer; error: the held-out share of the targets' variance left over.
 
-    errors: the same of every anchor left as it is, by name. strength: of the ridge, None if the anchor itself stayed.
-    start: the anchor's weights, (n, o).
+    errors: the same of every anchor left as it is, by name. strength: of the ridge that served best with so many
+    `rows`, None if the anchor itself stayed. start: the anchor's weights, (n, o).
     """
 
     weights: Floats
@@ -38,6 +38,14 @@ class Fit:
     strength: float | None
     errors: Mapping[str, float]
     start: Floats
+    rows: int
+
+    def strength_for(self, rows: int) -> float:
+        """Of the ridge with another number of rows: in all it stays the same, so that of more each needs less of it.
+
+        That is the best ridge of linear regression with normal noise and normal weights, whatever the rows.
+        """
+        return (self.strength or 0.0) * self.rows / max(rows, 1)
 
 
 class Equations:
@@ -47,7 +55,7 @@ class Equations:
         """sums: of the rows to fit; the ridge is that of `found`."""
         self._sums, self._start = sums, sums.device.put(found.start)
         covariance, self._cross = sums.covariances
-        self._ridge = penalties(sums, covariance, found.strength or 0.0)
+        self._ridge = penalties(sums, covariance, found.strength_for(sums.count))
         self._factor = _factored(sums.device, covariance, self._ridge)
 
     def solve(self, cross: Any, shift: Any) -> tuple[Any, Any] | None:
@@ -75,11 +83,13 @@ def fit(train: Gram, held: Gram, anchors: Mapping[str, Floats], importance: Floa
     search = _search(train, held, anchors, importance, among)
     error, name, strength = search.best()
     start = anchors[name]
-    return fit_again(train, anchors, Fit(start, np.zeros(start.shape[1]), error, name, strength, search.plain, start))
+    return fit_again(
+        train, anchors, Fit(start, np.zeros(start.shape[1]), error, name, strength, search.plain, start, train.count)
+    )
 
 
 def fit_again(sums: Gram, anchors: Mapping[str, Floats], found: Fit) -> Fit:
-    """The fit of other samples, with the anchor and the ridge that served best before."""
+    """The fit of other samples, with the anchor and, for each row fewer or more, the ridge that served best before."""
     found, device = replace(found, start=anchors[found.anchor]), sums.device
     weights, (f, y) = device.put(found.start), sums.means
     if found.strength is not None:

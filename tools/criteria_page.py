@@ -9,6 +9,10 @@ import numpy as np
 
 CRITERIA = ("l1", "l2", "l2-gm", "consumer", "impact", "reprune", "reprune-kernel")
 MEASURED = [(v, c) for v in CRITERIA for c in ("none", "mean", "merge", "mean+merge")]  # of a ratio that is complete
+USEFUL = 75.0  # percent of agreement that the best has to keep at a ratio which says what is best
+BEST = f"""Where even the best agrees with the original on less than {USEFUL:g}% of images, nobody would use what comes
+out, and its place in the order says nothing: such ratios are left out here. By agreement on unlabelled images, not by
+test labels."""
 WITHOUT_BATCHNORM = ("lenet", "resnet20 folded inner", "resnet20 folded all")
 HEAD = """# Criteria and compensations, measured
 
@@ -19,7 +23,7 @@ them), without labels, without fine-tuning.
 - **Accuracy** is top-1 in percent on the whole labelled test set (10,000 images). **Agreement** is how often the
   highest class is the original's, on 1,024 unlabelled training images; defaults are chosen by it alone.
   Blank, or a case of `tools/criteria.py` that is not below: not measured yet.
-  `-`: accuracy was not measured, as agreement, which stands below, is less than half (only of variants).
+  `-`: accuracy was not measured; agreement, which stands below, was.
 - **Criteria**: `l1`, `l2`, `l2-gm`, `consumer`, `impact`; `reprune` (euclidean, and `--geometry cosine`);
   `reprune-kernel` (as many clusters in each input channel, and `--kernel-cut layer`, the paper's height).
 - **Compensation**: `none`, `mean`, `merge`, `mean+merge`; of `reprune` the donor is the representative of the cluster,
@@ -61,7 +65,7 @@ def _table(found: Mapping[str, Mapping[str, float]], what: str) -> list[str]:
 
 def _summary(facts: Mapping[str, Any]) -> list[str]:
     """Mean agreement over cases and ratios, with BatchNormalization and without."""
-    lines = ["## What is best", ""]
+    lines = ["## What is best", "", BEST, ""]
     complete = {name: ratios for name, case in facts.items() if (ratios := _complete(case["found"]))}
     for title, cases in (
         ("with BatchNormalization", [c for c in complete if c not in WITHOUT_BATCHNORM]),
@@ -79,7 +83,7 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
         best = max(means, key=lambda place: means[place])
         where = "; ".join(f"{case} at {', '.join(r or 'its ratio' for r in complete[case])}" for case in cases)
         lines += [
-            f"Mean agreement in percent over what is measured in full {title}: {where}. The best:",
+            f"Mean agreement in percent over what is measured in full {title}, and of use: {where}. The best:",
             f"**{best[0]}** with **{best[1]}**.",
             "",
             "| criterion | " + " | ".join(compensations) + " |",
@@ -94,9 +98,14 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _complete(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The ratios at which all was measured, ascending."""
+    """The ratios at which all was measured and the best is of use, ascending."""
     ratios = sorted({key.split(" | ")[2] for key in found})
-    return [ratio for ratio in ratios if all(f"{v} | {c} | {ratio}" in found for v, c in MEASURED)]
+    return [
+        ratio
+        for ratio in ratios
+        if all(f"{v} | {c} | {ratio}" in found for v, c in MEASURED)
+        and max(found[f"{v} | {c} | {ratio}"]["agreement"] for v, c in MEASURED) >= USEFUL
+    ]
 
 
 def _mean(found: Mapping[str, Mapping[str, float]], variant: str, compensation: str, ratios: list[str]) -> float:

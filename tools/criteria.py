@@ -119,6 +119,7 @@ CASES = {
     "resnet20 folded all": Case("resnet20_cifar10_folded_op17", "cifar10-a", {}),
     "densenet": Case("densenet_jw_cifar10_bn", "cifar10-b", {}),
     "vgg16": Case("vgg16_cifar10_bn", "cifar10-b", {}),
+    "efficientnet inner": Case("efficientnet_lite0_imagenet_bn", "imagenet", {"scope": "inner"}, (0.1,)),
 }
 
 

@@ -15,7 +15,7 @@ from onnxslim_merge.errors import VerifyError
 from onnxslim_merge.model_io import Source
 from onnxslim_merge.numerics import Device
 from onnxslim_merge.probe import Probe
-from onnxslim_merge.samples import Samples
+from onnxslim_merge.samples import Pool, Samples
 from onnxslim_merge.sampling import samples_to_fit
 from onnxslim_merge.select import Amount, Selection, repair, select
 from onnxslim_merge.settings import Settings
@@ -39,6 +39,7 @@ class Refitter:
     statistics: Statistics | None
     notes: list[str] = field(default_factory=list)
     last: Refit | None = None
+    samples: Samples | Pool | None = None  # to fit, which are chosen once
 
     def choose(self) -> Selection:
         """The channels that stay by the criterion `greedy`."""
@@ -61,9 +62,9 @@ class Refitter:
     def _run(self, kept: Kept | None) -> Refit | None:
         settings = self.settings
         solver = Solver(self.views, self.statistics, settings, {}, Device(settings.device))
-        samples, pool = samples_to_fit(self.source, settings, self.probe, self.given)
+        samples = self.samples = self.samples or samples_to_fit(self.source, settings, self.probe, self.given)
         try:
-            found = least_squares(self.graph, self.source, samples, self.amounts, solver, kept, pool=pool)
+            found = least_squares(self.graph, self.source, samples, self.amounts, solver, kept)
             why = f"{samples.count} samples are too few, or too few batches of them, to hold any out"
         except VerifyError as error:
             found, why = None, str(error)

@@ -38,18 +38,12 @@ def pick_samples(graph: gs.Graph, source: Source, settings: Settings, probe: Pro
     return in_range(made, specs, pixels)
 
 
-def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> tuple[Samples, Pool | None]:
-    """For least squares: the calibration data `given`; without, dead leaves where inputs look like images.
-
-    Then with more of them, for models that can choose.
-    """
+def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samples) -> Samples | Pool:
+    """For least squares: the calibration data `given`; without, others that are made up, as many as that needs."""
     if settings.calibration_data is not None:
-        return given, None
-    count, specs, pixels = _count(probe, FITTED, FITTED_ELEMENTS), input_specs(source.proto), given.pixels or "normal"
-    found = synthetic_samples(
-        specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=64, images="dead leaves"
-    )
-    return in_range(found, specs, pixels), Pool(specs, probe.inputs, pixels, settings.seed, count, probe.elements)
+        return given
+    count, pixels = _count(probe, FITTED, FITTED_ELEMENTS), given.pixels or "normal"
+    return Pool(input_specs(source.proto), probe.inputs, pixels, settings.seed, count, probe.elements)
 
 
 def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:

@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from textmodels import parse, replace_weights, run
+from textmodels import parse, replace_weights, run, weights
 
+import onnxslim_merge
+from onnxslim_merge import sampling
 from onnxslim_merge.channels.analysis import analyse_channels
 from onnxslim_merge.model_io import build, load
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
+from onnxslim_merge.runtime import Runner
 from onnxslim_merge.samples import Pool, input_specs
 from onnxslim_merge.samples.leaves import varied_leaves
 from onnxslim_merge.statistics import nearest as module
 from onnxslim_merge.statistics.nearest import herded, nearest
+from onnxslim_merge.statistics.tracks import Tracks
 
 NORMED = """g (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y)
 <float[6,3,1,1] w, float[6] pos1, float[6] be, float[6] m, float[6] var1, float[4,6,3,3] v>
@@ -26,13 +30,14 @@ VECTORS = """g (float[N, 5] x) => (float[N, 4] y)
 LOTS = 1 << 30
 
 
-def chosen(model, count=32, *, pixels="normal", seed=0, batch=16, limit=LOTS):
+def chosen(model, count=32, *, pixels="normal", seed=0, batch=16, memory=LOTS, whole=True):
+    """The pool, the samples, and why there are none."""
     source = load(model)
     graph = prepare(source)
     probes = probe_shapes(graph, source, {})
     pool = Pool(input_specs(source.proto), probes[0].inputs, pixels, seed, count, probes[0].elements)
-    found = nearest(build(graph, source), analyse_channels(graph, probes), pool, batch=batch, limit=limit)
-    return pool, found
+    proto = build(graph, source) if whole else None
+    return pool, *nearest(proto, analyse_channels(graph, probes), pool, batch=batch, memory=memory)
 
 
 def mean_and_square(model, feeds):
@@ -60,7 +65,7 @@ def test_those_stay_that_are_nearest(text, opset):
     mean, square = mean_and_square(model, dark)
     variance = square - mean**2
     model = replace_weights(model, {"m": mean.astype(np.float32), "var1": variance.astype(np.float32)})
-    pool, found = chosen(model)
+    pool, found, _ = chosen(model)
     assert [len(feed["x"]) for feed in found] == [16, 16]
     assert off(model, found, mean, variance) < 0.5 * off(model, pool.feeds(range(32), 16), mean, variance)
 
@@ -84,7 +89,7 @@ def test_pixels_are_in_their_range():
 
 
 def test_a_fixed_batch_is_one_sample_of_the_pool():
-    pool, found = chosen(parse(NORMED.replace("N,", "4,")))
+    pool, found, _ = chosen(parse(NORMED.replace("N,", "4,")))
     assert pool.step == 4
     assert [len(feed["x"]) for feed in found] == [4] * 8
 
@@ -95,34 +100,107 @@ def test_inputs_without_samples_are_those_of_the_first():
         .replace("(h, pos1", "(s, pos1")
         .replace("n =", "s = Add (h, u) n =")
     )
-    _, found = chosen(parse(text))
+    _, found, _ = chosen(parse(text))
     assert [feed["u"].shape for feed in found] == [(6, 1, 1)] * 2
     assert [len(feed["x"]) for feed in found] == [16, 16]
 
 
 @pytest.mark.parametrize(
-    ("text", "options"),
+    ("text", "options", "reason"),
     [
-        ("g (float[N, 3] x) => (float[N, 4] y) <float[3,4] w> { y = MatMul (x, w) }", {}),
-        (NORMED, {"limit": 100}),
-        (NORMED.replace("h = Conv (x, w)", "i = Conv (x, w) z = Sub (i, i) h = Div (i, z)"), {}),
+        ("g (float[N, 3] x) => (float[N, 4] y) <float[3,4] w> { y = MatMul (x, w) }", {}, None),
+        (NORMED, {"memory": 10**4}, "that takes --memory-limit 1MiB"),
+        (NORMED, {"whole": False}, "the model is too large"),
+        (NORMED.replace("h = Conv (x, w)", "i = Conv (x, w) z = Sub (i, i) h = Div (i, z)"), {}, "not finite"),
     ],
-    ids=["no BatchNormalization", "no memory", "no finite numbers"],
+    ids=["no BatchNormalization", "no memory", "too large", "no finite numbers"],
 )
-def test_nobody_chooses(text, options):
-    assert chosen(parse(text), **options)[1] is None
+def test_nobody_chooses_for_a_reason(text, options, reason):
+    _, found, why = chosen(parse(text), **options)
+    assert found is None
+    assert (why is None) if reason is None else (reason in why)
 
 
-def test_a_model_too_large_for_one_piece_is_left(monkeypatch):
-    monkeypatch.setattr(module, "LARGEST", 100)
-    assert chosen(parse(NORMED))[1] is None
+def test_the_memory_that_is_said_suffices():
+    assert chosen(parse(NORMED), memory=2**20)[1] is not None
 
 
-def test_silent_channels_do_not_count():
-    """gamma is 0 in one: what it gives is beta, whatever it reads."""
+FRAMES = """g (float[N, 4, 3, 8, 8] x) => (float[N, 5] y)
+<int64[5] to = {-1, 3, 8, 8, 1}, float[6,3,1,1] w, float[6] pos1, float[6] be, float[6] m, float[6] var1,
+ int64[3] back = {-1, 4, 6}, float[5,4,1] v, float[5] pos2, float[5] be2, float[5] m2, float[5] var2>
+{ s = Constant <value_ints = [-1, 3, 8, 8]> () f = Reshape (x, s) h = Conv (f, w)
+  n = BatchNormalization (h, pos1, be, m, var1) r = Relu (n) p = GlobalAveragePool (r)
+  q = Reshape (p, back) c = Conv (q, v) k = BatchNormalization (c, pos2, be2, m2, var2)
+  y = ReduceMax <axes = [2], keepdims = 0> (k) }"""
+TOKENS = """g (float[N, 3, 4, 4] x) => (float[N, 16, 5] y)
+<float[6,3,1,1] w, float[6] pos1, float[6] be, float[6] m, float[6] var1, float[6,5] v, float[5] pos2, float[5] be2,
+ float[5] m2, float[5] var2, int64[2] flat = {-1, 6}, int64[3] back = {-1, 16, 5}>
+{ h = Conv (x, w) n = BatchNormalization (h, pos1, be, m, var1) t = Transpose <perm = [0, 2, 3, 1]> (n)
+  f = Reshape (t, flat) l = MatMul (f, v) b = BatchNormalization (l, pos2, be2, m2, var2) y = Reshape (b, back) }"""
+
+
+@pytest.mark.parametrize("text", [FRAMES, TOKENS], ids=["frames", "tokens"])
+def test_axis_0_need_not_be_that_of_the_samples(text):
+    _, found, _ = chosen(parse(text))
+    assert [len(feed["x"]) for feed in found] == [16, 16]
+
+
+def entries(model, feed):
+    """What `nearest` knows of the samples of a feed, one by one, and the same from what the network gives."""
+    source = load(model)
+    graph = prepare(source)
+    known = module._known(analyse_channels(graph, probe_shapes(graph, source, {})))
+    runner = Runner(module._reduced(build(graph, source), known))
+    return module._distances(runner.run(feed), known, len(feed["x"])), known[0]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1e-2, 1e-4])
+def test_entries_are_distances_in_units_of_training(gamma):
+    """A mean far above the deviation costs no digits; epsilon makes the deviation less than |gamma|."""
+    from test_least_squares import tapped
+
+    model = parse(NORMED.replace("(h, pos1", "<epsilon = 0.5> (h, pos1"))
+    scales, means = np.float32([gamma, 1, -1, 1, 1, 0]), np.ones(6, np.float32)
+    model = replace_weights(model, {"pos1": scales, "be": means})
+    feed = chosen(model)[0].feeds(range(4), 4)[0]
+    found, _ = entries(model, feed)
+    given = {name: value.astype(np.float64) for name, value in weights(model).items()}
+    h = run(tapped(model, "h"), feed)[1].astype(np.float64)
+    z = (h - given["m"][:, None, None]) / np.sqrt(given["var1"])[:, None, None]  # of mean 0 and deviation 1 in training
+    z = z * np.sign(scales)[:, None, None]
+    expected = np.concatenate([z.mean((2, 3)), np.square(z).mean((2, 3)) - 1], 1) / np.sqrt(6)
+    expected[:, [5, 11]] = 0  # silent
+    np.testing.assert_allclose(found, expected, atol=2e-2 if gamma < 1e-3 else 1e-3)
+
+
+def test_far_off_samples_do_not_break_the_choice():
+    rows = np.full((6, 2), 3e19, np.float32)
+    assert len(set(herded(rows.clip(-module.FARTHEST, module.FARTHEST), 6).tolist())) == 6
+
+
+def test_least_squares_look_at_the_chosen_samples_and_choose_them_once(monkeypatch):
+    """All the way: the networks run on those, and the choice of channels and the refit take the same."""
+    seen, calls, start, known = [], [], Tracks.__init__, module._known
+
+    def spied(self, model, feeds, **options):
+        seen.append(feeds)
+        start(self, model, feeds, **options)
+
+    monkeypatch.setattr(Tracks, "__init__", spied)
+    monkeypatch.setattr(module, "_known", lambda analysis: (calls.append(1), known(analysis))[1])
+    monkeypatch.setattr(sampling, "FITTED", (32, 32))
     model = parse(NORMED)
-    model = replace_weights(model, {"pos1": np.float32([1, 1, 0, 1, 1, 1])})
-    assert chosen(model)[1] is not None
+    onnxslim_merge.slim(model, ratio=0.5, compensation="least-squares", seed=5, dry_run=True)
+    assert len(calls) == 1
+    expected = chosen(model, 32, seed=5, batch=2)[1]
+    assert seen
+    assert all(np.array_equal(a["x"], b["x"]) for feeds in seen for a, b in zip(feeds, expected, strict=True))
+
+
+def test_who_does_not_choose_is_said(monkeypatch):
+    monkeypatch.setattr(module, "SHARE", 10**9)
+    notes = onnxslim_merge.slim(parse(NORMED), ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert any("does not choose the samples that are made up (that takes --memory-limit" in note for note in notes)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 5))

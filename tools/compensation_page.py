@@ -64,7 +64,7 @@ def page(facts: Mapping[str, Found], cases: Mapping[str, Case], generators: Mapp
     lines += _summary({name: found for name, found in facts.items() if cases[name].scored})
     normed, others = dict[str, Found](), dict[str, Found]()
     for name, rows in (generators or {}).items():
-        (normed if any("times" in kind for kind in rows) else others)[name] = rows
+        (normed if any("varied" in kind for kind in rows) else others)[name] = rows
     lines += [*_generators(normed, NORMED), *_generators(others, GENERATORS)]
     for name, found in facts.items():
         lines += _case(name, cases[name], found) if cases[name].scored else _growth(name, cases[name], found)

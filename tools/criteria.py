@@ -131,7 +131,7 @@ class CaseBench(Bench):
         super().__init__(shared, case.model, case.task, threads=threads)
         self.case = case
         self.before: dict[str, list[np.ndarray]] = {}
-        select.choose = Choices()
+        self.choices = Choices()
         raw, self.labels = self.score.images(case.task, "test", None)
         self.test: np.ndarray = self.score.prepare(case.task, raw)
         self.base = self.accuracy(self.path.read_bytes())
@@ -142,6 +142,7 @@ class CaseBench(Bench):
 
     def plan_of(self, **options: Any) -> SlimPlan:
         """The plan for these options of the case."""
+        select.choose = self.choices  # of this model, others have theirs
         return self.plan(Settings(**(self.case.options | options)))
 
     def measure(self, variant: str, compensation: str, ratio: float | None, hopeless: float) -> dict[str, float]:

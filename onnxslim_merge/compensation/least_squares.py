@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from onnxslim_merge.compensation.solver import Solution, Solver
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
 from onnxslim_merge.parsing import parse_size
-from onnxslim_merge.samples import Pool, Samples, with_mirror_images
-from onnxslim_merge.samples.specs import Batching, input_specs
+from onnxslim_merge.samples import InputSpec, Pool, Samples, input_specs, with_mirror_images
+from onnxslim_merge.samples.pools import Feed
+from onnxslim_merge.samples.specs import Batching
 from onnxslim_merge.select import Amount
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.nearest import nearest
@@ -40,46 +41,53 @@ class Refit:
 def least_squares(
     graph: gs.Graph,
     source: Source,
-    samples: Samples,
+    samples: Samples | Pool,
     amounts: Mapping[str, Amount],
     solver: Solver,
     kept: Mapping[str, NDArray[np.int64]] | None,
-    *,
-    pool: Pool | None,
 ) -> Refit | None:
     """Choose (unless `kept` is given) and refit; None if there are too few samples to hold any out.
 
-    pool: None if the samples are of the data. If they are made up, others to choose from where BatchNormalization says
-    what it saw in training; then it has to say what is, too.
+    samples: a pool if there are no data. Then BatchNormalization chooses, where there is any, and what it sees besides
+    is put right by its running statistics.
     """
-    specs, views = input_specs(source.proto), solver.views
-    size = max(min(64, samples.count // BATCHES), 1)
-    feeds = [piece for feed in samples.in_float32().feeds for piece in Batching.of(specs).cut(feed, size)]
-    if len(feeds) < HELD_OUT:
-        return None
-    every = feeds
-    if solver.settings.augment == "mirror" and pool is None:
-        every = with_mirror_images(feeds, specs, HELD_OUT)
-    if kept is None:
-        feeds = every  # who stays is settled in the first sweep; of ridges alone the images themselves tell enough
+    specs, views, settings = input_specs(source.proto), solver.views, solver.settings
     if is_half_precision(graph):
         graph, source = to_float32(graph, source)
     with runnable(graph, source) as made:
         model = onnx.load(made) if isinstance(made, Path) else made
-    found: dict[str, Correction] = {}
-    if pool is not None:
-        limit, custom_ops = parse_size(solver.settings.memory_limit) // 2, solver.settings.custom_ops
-        feeds = nearest(model, views.analysis, pool, batch=size, limit=limit // 4, custom_ops=custom_ops) or feeds
-        with Tracks(model, feeds, limit=limit, custom_ops=custom_ops) as tracks:
+    size, notes = max(min(64, samples.count // BATCHES), 1), list[str]()
+    if isinstance(samples, Pool):
+        whole, memory = None if isinstance(made, Path) else model, parse_size(settings.memory_limit)
+        chosen, why = nearest(whole, views.analysis, samples, batch=size, memory=memory, custom_ops=settings.custom_ops)
+        if why is not None:
+            notes.append(f"BatchNormalization does not choose the samples that are made up ({why})")
+        feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
+    else:
+        feeds = _pieces(samples.in_float32(), specs, size)
+    if len(feeds) < HELD_OUT:
+        return None
+    every, found = feeds, dict[str, Correction]()
+    if isinstance(samples, Pool):
+        limit = parse_size(settings.memory_limit) // 2
+        with Tracks(model, feeds, limit=limit, custom_ops=settings.custom_ops) as tracks:
             found = corrections(views.analysis, tracks)
+    elif settings.augment == "mirror":
+        every = with_mirror_images(feeds, specs, HELD_OUT)
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
-    step = Stepwise(views, model, feeds, amounts, solver, kept)
-    solution, notes = _run(step, found), step.notes
-    if pool is None:  # made-up ones could be more; of calibration data, what was held out is used up, too
+    # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.
+    step = Stepwise(views, model, every if kept is None else feeds, amounts, solver, kept)
+    solution = _run(step, found)
+    notes += step.notes
+    if not isinstance(samples, Pool):  # made-up ones could be more; of data, what was held out is used up, too
         step = Stepwise(views, model, every, amounts, solver.anew(), first=step)
         solution = _run(step, found)
     views.rescaled = {}
     return Refit(step.kept, step.scores, solution, [*dict.fromkeys([*notes, *step.notes])])
+
+
+def _pieces(samples: Samples, specs: Sequence[InputSpec], size: int) -> list[Feed]:
+    return [piece for feed in samples.feeds for piece in Batching.of(specs).cut(feed, size)]
 
 
 def _run(step: Stepwise, corrected: Mapping[str, Correction]) -> Solution:

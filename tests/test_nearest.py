@@ -94,14 +94,15 @@ def test_a_fixed_batch_is_one_sample_of_the_pool():
     assert [len(feed["x"]) for feed in found] == [4] * 8
 
 
-def test_inputs_without_samples_are_those_of_the_first():
+def test_inputs_without_samples_are_the_same_in_all_batches():
     text = (
         NORMED.replace("x)", "x, float[6, 1, 1] u)")
         .replace("(h, pos1", "(s, pos1")
         .replace("n =", "s = Add (h, u) n =")
     )
     _, found, _ = chosen(parse(text))
-    assert [feed["u"].shape for feed in found] == [(6, 1, 1)] * 2
+    assert found[0]["u"].shape == (6, 1, 1)
+    assert np.array_equal(found[0]["u"], found[1]["u"])
     assert [len(feed["x"]) for feed in found] == [16, 16]
 
 
@@ -126,7 +127,7 @@ def test_the_memory_that_is_said_suffices():
 
 
 FRAMES = """g (float[N, 4, 3, 8, 8] x) => (float[N, 5] y)
-<int64[5] to = {-1, 3, 8, 8, 1}, float[6,3,1,1] w, float[6] pos1, float[6] be, float[6] m, float[6] var1,
+<float[6,3,1,1] w, float[6] pos1, float[6] be, float[6] m, float[6] var1,
  int64[3] back = {-1, 4, 6}, float[5,4,1] v, float[5] pos2, float[5] be2, float[5] m2, float[5] var2>
 { s = Constant <value_ints = [-1, 3, 8, 8]> () f = Reshape (x, s) h = Conv (f, w)
   n = BatchNormalization (h, pos1, be, m, var1) r = Relu (n) p = GlobalAveragePool (r)
@@ -146,12 +147,12 @@ def test_axis_0_need_not_be_that_of_the_samples(text):
 
 
 def entries(model, feed):
-    """What `nearest` knows of the samples of a feed, one by one, and the same from what the network gives."""
+    """What `nearest` knows of the samples of a feed, one by one."""
     source = load(model)
     graph = prepare(source)
     known = module._known(analyse_channels(graph, probe_shapes(graph, source, {})))
     runner = Runner(module._reduced(build(graph, source), known))
-    return module._distances(runner.run(feed), known, len(feed["x"])), known[0]
+    return module._distances(runner.run(feed), known, len(feed["x"]))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1e-2, 1e-4])
@@ -163,7 +164,7 @@ def test_entries_are_distances_in_units_of_training(gamma):
     scales, means = np.float32([gamma, 1, -1, 1, 1, 0]), np.ones(6, np.float32)
     model = replace_weights(model, {"pos1": scales, "be": means})
     feed = chosen(model)[0].feeds(range(4), 4)[0]
-    found, _ = entries(model, feed)
+    found = entries(model, feed)
     given = {name: value.astype(np.float64) for name, value in weights(model).items()}
     h = run(tapped(model, "h"), feed)[1].astype(np.float64)
     z = (h - given["m"][:, None, None]) / np.sqrt(given["var1"])[:, None, None]  # of mean 0 and deviation 1 in training
@@ -173,9 +174,22 @@ def test_entries_are_distances_in_units_of_training(gamma):
     np.testing.assert_allclose(found, expected, atol=2e-2 if gamma < 1e-3 else 1e-3)
 
 
-def test_far_off_samples_do_not_break_the_choice():
-    rows = np.full((6, 2), 3e19, np.float32)
-    assert len(set(herded(rows.clip(-module.FARTHEST, module.FARTHEST), 6).tolist())) == 6
+def test_activations_of_any_size_do_not_break_the_choice():
+    """Squares of 1e30, whose own squares float32 does not hold: no warning, and none twice."""
+    model = parse(NORMED)
+    pool, found, _ = chosen(replace_weights(model, {"w": 1e15 * weights(model)["w"]}))
+    assert found is not None
+    assert len(set(pool.chosen)) == 32
+
+
+@pytest.mark.parametrize(("drawn", "many"), [(1 << 28, 256), (48 * 192, 64)])
+def test_of_large_samples_fewer_are_made(drawn, many, monkeypatch):
+    """8 times as many as 32, or twice as many where more would be too many numbers in all."""
+    seen, rows = [], module._rows
+    monkeypatch.setattr(module, "_rows", lambda *args: (seen.append(len(args[2])), rows(*args))[1])
+    monkeypatch.setattr(module, "DRAWN", drawn)
+    assert chosen(parse(NORMED))[1] is not None
+    assert seen == [many]
 
 
 def test_least_squares_look_at_the_chosen_samples_and_choose_them_once(monkeypatch):

@@ -16,8 +16,7 @@ from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
 from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import InputSpec, Pool, Samples, input_specs, with_mirror_images
-from onnxslim_merge.samples.pools import Feed
-from onnxslim_merge.samples.specs import Batching
+from onnxslim_merge.samples.specs import Batching, Feed
 from onnxslim_merge.select import Amount
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.nearest import nearest
@@ -56,21 +55,20 @@ def least_squares(
         graph, source = to_float32(graph, source)
     with runnable(graph, source) as made:
         model = onnx.load(made) if isinstance(made, Path) else made
-    size, notes = max(min(64, samples.count // BATCHES), 1), list[str]()
+    size, memory, notes = max(min(64, samples.count // BATCHES), 1), parse_size(settings.memory_limit), list[str]()
     if isinstance(samples, Pool):
-        whole, memory = None if isinstance(made, Path) else model, parse_size(settings.memory_limit)
-        chosen, why = nearest(whole, views.analysis, samples, batch=size, memory=memory, custom_ops=settings.custom_ops)
+        whole, custom_ops = None if isinstance(made, Path) else model, settings.custom_ops
+        chosen, why = nearest(whole, views.analysis, samples, batch=size, memory=memory, custom_ops=custom_ops)
         if why is not None:
             notes.append(f"BatchNormalization does not choose the samples that are made up ({why})")
-        feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
+        every = feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
     else:
-        feeds = _pieces(samples.in_float32(), specs, size)
+        every = feeds = _pieces(samples.in_float32(), specs, size)
     if len(feeds) < HELD_OUT:
         return None
-    every, found = feeds, dict[str, Correction]()
+    found: dict[str, Correction] = {}
     if isinstance(samples, Pool):
-        limit = parse_size(settings.memory_limit) // 2
-        with Tracks(model, feeds, limit=limit, custom_ops=settings.custom_ops) as tracks:
+        with Tracks(model, feeds, limit=memory // 2, custom_ops=settings.custom_ops) as tracks:
             found = corrections(views.analysis, tracks)
     elif settings.augment == "mirror":
         every = with_mirror_images(feeds, specs, HELD_OUT)

@@ -169,7 +169,7 @@ class Stepwise:
             else:
                 node = self.views.analysis.consumers[index].node
                 needed = size_text(2 * (spent + cost))
-                self._note(f"{node}: has no say in who stays, as its sums besides take --memory-limit {needed}")
+                self._note(f"{node}: has no say in who stays, as its sums besides take --memory-limit {needed} or more")
         foreseen = self._gathered(ahead, ahead=True)
         found = self._gathered([i for i in wave if i in self._fitted], ahead=False)
         for cell in (cell for cell in self.cells if cell.name in new):

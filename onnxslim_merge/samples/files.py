@@ -9,9 +9,7 @@ import numpy as np
 
 from onnxslim_merge.errors import InputError
 from onnxslim_merge.samples.folders import find_files
-from onnxslim_merge.samples.specs import Batching, InputSpec, Samples, is_float
-
-Feed = dict[str, np.ndarray]
+from onnxslim_merge.samples.specs import Batching, Feed, InputSpec, Samples, is_float
 
 
 def load_samples(path: Path, specs: Sequence[InputSpec], *, batch: int = 64) -> Samples:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_merge.samples.specs import Batching, InputSpec
+from onnxslim_merge.samples.specs import Batching, Feed, InputSpec
 from onnxslim_merge.samples.synthetic import image_axis
-
-Feed = dict[str, NDArray[Any]]
 
 
 def with_mirror_images(feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int) -> list[Feed]:

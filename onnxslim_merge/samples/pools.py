@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim_merge.samples.specs import Batching, InputSpec, Samples
+from onnxslim_merge.samples.specs import Batching, Feed, InputSpec, Samples
 from onnxslim_merge.samples.synthetic import Images, in_range, synthetic_samples
-
-Feed = dict[str, np.ndarray]
 
 
 @dataclass(slots=True)

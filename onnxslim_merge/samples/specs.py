@@ -11,6 +11,7 @@ import onnx
 from onnxslim_merge.errors import UnsupportedError
 
 Dim = int | str | None
+Feed = dict[str, np.ndarray]  # by input
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,9 @@ from onnx import helper, numpy_helper
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.parsing import size_text
 from onnxslim_merge.runtime import Runner
-from onnxslim_merge.samples.pools import Feed, Pool
+from onnxslim_merge.samples import Pool
+from onnxslim_merge.samples.specs import Feed
+from onnxslim_merge.statistics.batchnorm import VARIANCE
 
 POOL = 8  # as many samples as are wanted
 LEAST = 2  # as many; else a choice is hardly one
@@ -28,7 +30,6 @@ DRAWN = 1 << 28  # numbers in all samples that are made: large images take long
 TOGETHER, ELEMENTS = 16, 1 << 19  # run at a time: samples, and numbers in them
 SHARE = 8  # of the memory for least squares, what is known of all samples takes one part in so many
 AXES_AS_INPUT = 18  # the opset of ReduceMean and its like since which they are no attribute
-VARIANCE = 4  # input of BatchNormalization
 SILENT = 1e-6  # a deviation of BatchNormalization below which a channel tells nothing
 FARTHEST = 1e3  # what is further off counts as this, so that one channel does not decide all
 

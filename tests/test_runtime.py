@@ -45,6 +45,11 @@ def test_profile_leaves_no_file_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_threads_of_one_session_do_not_wait_busily_for_its_next_run():
+    options = Runner(MODEL).session.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_nodes_per_provider_needs_a_profile_and_runs_on_afterwards():
     with pytest.raises(RuntimeError, match="profile=True"):
         Runner(MODEL).nodes_per_provider()

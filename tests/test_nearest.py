@@ -15,7 +15,7 @@ from onnxslim_merge.model_io import build, load
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.runtime import Runner
-from onnxslim_merge.samples import Pool, input_specs
+from onnxslim_merge.samples import Pool, input_specs, leaves
 from onnxslim_merge.samples.leaves import varied_leaves
 from onnxslim_merge.statistics import nearest as module
 from onnxslim_merge.statistics.nearest import herded, nearest
@@ -71,9 +71,11 @@ def test_those_stay_that_are_nearest(text, opset):
 
 
 def test_the_same_seed_gives_the_same_samples():
-    one, two, other = (chosen(parse(NORMED), seed=seed)[1] for seed in (3, 3, 4))
+    pools, (one, two, other), _ = zip(*(chosen(parse(NORMED), seed=seed) for seed in (3, 3, 4)), strict=True)
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(one, two, strict=True))
     assert not np.array_equal(one[0]["x"], other[0]["x"])
+    mine, others = (pools[i].feeds([0], 1)[0]["x"] for i in (0, 2))
+    assert not np.allclose(mine, others)
 
 
 def test_none_is_there_twice():
@@ -144,6 +146,35 @@ TOKENS = """g (float[N, 3, 4, 4] x) => (float[N, 16, 5] y)
 def test_axis_0_need_not_be_that_of_the_samples(text):
     _, found, _ = chosen(parse(text))
     assert [len(feed["x"]) for feed in found] == [16, 16]
+
+
+def test_samples_that_run_together_are_told_apart(monkeypatch):
+    """Axis 0 holds them in turn, position by position: rows of one number are not next to each other."""
+    model = parse(TOKENS.replace("[0, 2, 3, 1]", "[2, 3, 0, 1]"))
+    source = load(model)
+    graph = prepare(source)
+    known = module._known(analyse_channels(graph, probe_shapes(graph, source, {})))
+    runner, pool = Runner(module._reduced(build(graph, source), known)), chosen(model)[0]
+    together = module._rows(runner, pool, range(8), known)
+    monkeypatch.setattr(module, "TOGETHER", 1)
+    alone = module._rows(runner, pool, range(8), known)
+    assert not np.allclose(alone[0], alone[1], atol=1e-3)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_pool_of_which_is_chosen_is_not_looked_at_again(monkeypatch):
+    pool, first, _ = chosen(parse(NORMED))
+    monkeypatch.setattr(module, "_known", None)
+    again, _ = nearest(None, None, pool, batch=16, memory=LOTS)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, again, strict=True))
+
+
+def test_those_chosen_first_do_not_stand_first(monkeypatch):
+    """Early ones are nearer than late ones, and batches that are held out should be like the others."""
+    monkeypatch.setattr(module, "herded", lambda rows, count: np.arange(count))
+    pool = chosen(parse(NORMED))[0]
+    assert sorted(pool.chosen) == list(range(32))
+    assert pool.chosen != sorted(pool.chosen)
 
 
 def entries(model, feed):
@@ -237,3 +268,20 @@ def test_varied_leaves_differ_in_contrast_and_brightness(shape, axis):
     spread = images.reshape(40, -1).std(1)
     assert spread.max() > 3 * spread.min()
     assert np.ptp(images.reshape(40, -1).mean(1)) > 1
+
+
+def test_varied_leaves_differ_in_sharpness(monkeypatch):
+    """Half of them are blurred; else steps between neighbours, in units of the spread, differ by less than 4 times."""
+    monkeypatch.setattr(leaves, "FINENESS", (0.02, 0.02))
+    images = varied_leaves(np.random.default_rng(0), (40, 3, 32, 32), 1)
+    steps = np.square(np.diff(images, axis=3)).mean((1, 2, 3)) / images.var((1, 2, 3))
+    assert steps.max() > 10 * steps.min()
+
+
+def test_varied_leaves_differ_in_fineness_and_colour(monkeypatch):
+    seen, draw = [], leaves._image
+    monkeypatch.setattr(leaves, "_image", lambda *args: (seen.append(args[-2:]), draw(*args))[1])
+    varied_leaves(np.random.default_rng(0), (20, 3, 8, 8), 1)
+    colour, finest = zip(*seen, strict=True)
+    assert max(colour) > 2 * min(colour)
+    assert max(finest) > 5 * min(finest)

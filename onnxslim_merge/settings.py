@@ -17,7 +17,7 @@ Geometry = Literal["euclidean", "cosine"]
 KernelCut = Literal["channel", "layer"]
 Compensation = Literal["auto", "none", "mean", "merge", "mean+merge", "least-squares"]
 Scope = Literal["inner", "all"]
-Augment = Literal["mirror", "none"]
+Augment = Literal["mirror", "crops", "none"]
 Inexact = Literal["layernorm"]
 
 CHOICES = {
@@ -79,7 +79,8 @@ class Settings:
     device: where dense arithmetic is done, which is that of least squares, of the criteria `greedy`, `reprune` and
         `reprune-kernel`, and of merges: "cpu" (numpy), "cuda", "cuda:1" (torch), or "torch" (on the CPU). The network
         itself runs on the CPU.
-    augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored.
+    augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored, "crops"
+        two crops of each besides.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
         more goes to a temporary folder; layers too wide for their sums are refitted channel by channel, or merged.
     pixels: of images that are made up, where there are no calibration data: "normal" (mean 0, deviation 1), a range as

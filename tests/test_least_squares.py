@@ -17,7 +17,6 @@ from onnxslim_merge.compensation.ridge import fit, fit_again
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.errors import OutputError, UsageError
 from onnxslim_merge.parsing import LEAST_MEMORY, parse_size, size_text
-from onnxslim_merge.samples import InputSpec, with_mirror_images
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.readings import Reading, Sample
 from onnxslim_merge.verify import speed
@@ -305,18 +304,6 @@ def test_numbers_that_are_not_finite_do_not_reach_the_weights(tmp_path, options)
     assert not any("our bug" in note for note in result.report.notes)
 
 
-def test_masks_beside_images_stay_as_they_are():
-    specs = [
-        InputSpec("x", np.dtype(np.float32), ("N", 3, 8, 8)),
-        InputSpec("mask", np.dtype(np.float32), ("N", 1, 1, 8)),
-    ]
-    feed = {"x": np.arange(192.0, dtype=np.float32).reshape(1, 3, 8, 8), "mask": np.ones((1, 1, 1, 8), np.float32)}
-    assert len(with_mirror_images([feed] * 8, specs, 8)) == 8
-    alone = with_mirror_images([{"x": feed["x"]}] * 10, specs[:1], 8)
-    assert len(alone) == 18  # of the incomplete cycle only the images themselves
-    np.testing.assert_array_equal(alone[8]["x"], feed["x"][..., ::-1])
-
-
 def test_layers_too_wide_for_the_memory_are_merged_and_said(tmp_path):
     model = parse("""g (float[N, 4] x) => (float[N, 5] y) <float[4,2048] w, float[2048] b, float[2048,5] v>
     { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
@@ -501,14 +488,3 @@ def test_a_layer_in_front_of_a_cut_off_is_fitted_for_it(tmp_path, monkeypatch, e
         (_, t), (_, p) = run(tapped(model, "h"), other), run(tapped(small, "h"), other)
         errors.append(float(np.square(np.clip(p, low, high) - np.clip(t, low, high)).mean()))
     assert errors[0] < errors[1]
-
-
-def test_mirror_images_are_fitted_to_unless_left_and_right_matter(tmp_path):
-    """They are other samples, so other weights come out; whether they help is measured in decision 0013."""
-    model, few = parse(PLAIN), {"ratio": 0.5, "criterion": "consumer"}
-    data, _ = calibration(tmp_path, model, 64)
-    plain, mirrored = (
-        weights(onnxslim_merge.slim(model, calibration_data=data, augment=augment, **few).model)["v"]
-        for augment in ("none", "mirror")
-    )
-    assert np.abs(plain - mirrored).max() > 1e-3 * np.abs(plain).max()

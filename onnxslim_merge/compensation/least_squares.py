@@ -15,7 +15,7 @@ from onnxslim_merge.compensation.solver import Solution, Solver
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
 from onnxslim_merge.parsing import parse_size
-from onnxslim_merge.samples import InputSpec, Pool, Samples, input_specs, with_mirror_images
+from onnxslim_merge.samples import InputSpec, Pool, Samples, augmented, input_specs
 from onnxslim_merge.samples.specs import Batching, Feed
 from onnxslim_merge.select import Amount
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
@@ -61,17 +61,18 @@ def least_squares(
         chosen, why = nearest(whole, views.analysis, samples, batch=size, memory=memory, custom_ops=custom_ops)
         if why is not None:
             notes.append(f"BatchNormalization does not choose the samples that are made up ({why})")
-        every = feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
+        feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
     else:
-        every = feeds = _pieces(samples.in_float32(), specs, size)
+        feeds = _pieces(samples.in_float32(), specs, size)
     if len(feeds) < HELD_OUT:
         return None
+    every: Sequence[Feed] = feeds
     found: dict[str, Correction] = {}
     if isinstance(samples, Pool):
         with Tracks(model, feeds, limit=memory // 2, custom_ops=settings.custom_ops) as tracks:
             found = corrections(views.analysis, tracks)
-    elif settings.augment == "mirror":
-        every = with_mirror_images(feeds, specs, HELD_OUT)
+    else:
+        every = augmented(feeds, specs, HELD_OUT, augment=settings.augment, seed=settings.seed)
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.
     step = Stepwise(views, model, every if kept is None else feeds, amounts, solver, kept)

@@ -4,10 +4,10 @@ Everything ends in one `Samples`: batches of feeds ready for the runtime, the tr
 says where they came from.
 """
 
+from onnxslim_merge.samples.augmenting import augmented
 from onnxslim_merge.samples.files import load_samples
 from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.images import load_images, load_pillow
-from onnxslim_merge.samples.mirrored import with_mirror_images
 from onnxslim_merge.samples.pools import Pool
 from onnxslim_merge.samples.specs import InputSpec, Samples, input_specs, is_float
 from onnxslim_merge.samples.synthetic import image_axis, in_range, synthetic_samples
@@ -16,6 +16,7 @@ __all__ = [
     "InputSpec",
     "Pool",
     "Samples",
+    "augmented",
     "find_files",
     "image_axis",
     "in_range",
@@ -25,5 +26,4 @@ __all__ = [
     "load_pillow",
     "load_samples",
     "synthetic_samples",
-    "with_mirror_images",
 ]

@@ -1,0 +1,99 @@
+"""More samples out of few: images, their mirror images, and crops of both, which look as likely as they themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from onnxslim_merge.samples.specs import Batching, Feed, InputSpec, is_float
+from onnxslim_merge.samples.synthetic import image_axis
+
+CROPS = 2  # of each image
+SHARE = 0.6  # of both sides, the least that a crop shows
+
+
+def augmented(
+    feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int, *, augment: str, seed: int = 0
+) -> Sequence[Feed]:
+    """Every batch and, where all inputs that hold samples look like images, the same with left and right exchanged.
+
+    augment: "mirror", that alone; "crops": two crops of each image besides, at random mirrored or not, of 60% to 100%
+    of both sides, brought to the size of the whole; "none": the batches as they are. What is made of batch i stands at
+    a place with the same remainder by `cycle`, so that who holds out every `cycle`-th batch never fits what comes of
+    one it holds out; an incomplete last cycle stays as it is. Images are made anew whenever they are looked at, the
+    same for the same seed.
+    """
+    axes = {}
+    for spec in specs:
+        axis, shape = image_axis(spec, feeds[0][spec.name].shape), feeds[0][spec.name].shape
+        if axis is not None and min(_sides(shape, axis)) > 1:
+            axes[spec.name] = axis
+    if augment == "none" or not axes or not axes.keys() >= Batching.of(specs).names:
+        return list(feeds)  # a mask, say, would no longer fit its tokens
+    views, copies = list[tuple[int, int]](), 2 + CROPS if augment == "crops" else 2
+    for start in range(0, len(feeds), cycle):
+        part = range(start, min(start + cycle, len(feeds)))
+        views += [(i, view) for view in range(copies if len(part) == cycle else 1) for i in part]
+    return _Views(feeds, axes, views, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Views(Sequence[Feed]):
+    """axes: of the channels, by input. views: batch and how it is looked at: as it is, mirrored, or a crop, 2 on."""
+
+    feeds: Sequence[Feed]
+    axes: Mapping[str, int]
+    views: Sequence[tuple[int, int]]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
+    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
+        if isinstance(index, slice):
+            return _Views(self.feeds, self.axes, self.views[index], self.seed)
+        batch, view = self.views[index]
+        feed = self.feeds[batch]
+        if not view:
+            return feed
+        made = {}
+        for name, axis in self.axes.items():
+            rng = np.random.default_rng((self.seed, batch, view))  # the same part of all inputs
+            made[name] = _mirrored(feed[name], axis) if view == 1 else _cropped(rng, feed[name], axis)
+        return feed | made
+
+
+def _sides(shape: Sequence[int], axis: int) -> tuple[int, int]:
+    """Height and width."""
+    return (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
+
+
+def _mirrored(images: NDArray[Any], axis: int) -> NDArray[Any]:
+    return np.ascontiguousarray(np.flip(images, 2 if axis == 3 else 3))
+
+
+def _cropped(rng: np.random.Generator, images: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A part of each image at the size of the whole, interpolated linearly; half of them mirrored."""
+    height, width = _sides(images.shape, axis)
+    wide = np.moveaxis(images, axis, 1)
+    found = np.empty(wide.shape, np.float32)
+    for image, made in zip(wide, found, strict=True):
+        share, (top, left) = rng.uniform(SHARE, 1), rng.random(2)
+        corner = [share / 2 - 0.5 + (1 - share) * at * side for at, side in ((top, height), (left, width))]
+        for channel, out in zip(image.astype(np.float32), made, strict=True):
+            affine_transform(channel, [share, share], corner, output=out, order=1, mode="nearest")
+        if rng.random() < 0.5:
+            made[:] = made[:, :, ::-1].copy()
+    if not is_float(images.dtype):
+        limits = np.iinfo(images.dtype)
+        np.clip(np.rint(found, out=found), limits.min, limits.max, out=found)
+    return np.ascontiguousarray(np.moveaxis(found, 1, axis).astype(images.dtype))

@@ -1,0 +1,119 @@
+"""What is made of calibration images: mirror images and crops, at places that keep what is held out unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_least_squares import calibration
+from textmodels import parse, weights
+
+import onnxslim_merge
+from onnxslim_merge.samples import InputSpec, augmented
+
+LARGE = (3, 64, 80)
+
+
+def spec(*shape, name="x", dtype=np.float32):
+    return InputSpec(name, np.dtype(dtype), ("N", *shape))
+
+
+def batches(count, *shape, many=8, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [{"x": rng.integers(0, 100, (count, *shape)).astype(dtype)} for _ in range(many)]
+
+
+def test_masks_beside_images_stay_as_they_are():
+    specs = [spec(3, 8, 8), InputSpec("mask", np.dtype(np.float32), ("N", 1, 1, 8))]
+    feeds = [{"x": feed["x"], "mask": np.ones((1, 1, 1, 8), np.float32)} for feed in batches(1, 3, 8, 8)]
+    assert len(augmented(feeds, specs, 8, augment="crops")) == 8
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 10), (10, 8, 3)])
+def test_mirror_images_follow_each_cycle(shape):
+    """Of the incomplete last one only the images themselves, as a mirror image would fall on another remainder."""
+    feeds = batches(2, *shape, many=10)
+    found = augmented(feeds, [spec(*shape)], 8, augment="mirror")
+    assert len(found) == 18
+    for i in range(8):
+        np.testing.assert_array_equal(found[i]["x"], feeds[i]["x"])
+        np.testing.assert_array_equal(found[8 + i]["x"], np.flip(feeds[i]["x"], 3 if shape[0] == 3 else 2))
+    assert [found[16]["x"] is feeds[8]["x"], found[17]["x"] is feeds[9]["x"]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape", "times"),
+    [
+        ("none", LARGE, 1),
+        ("mirror", LARGE, 2),
+        ("crops", LARGE, 4),
+        ("crops", (3, 1, 32), 1),  # no image
+    ],
+)
+def test_how_many_there_are(augment, shape, times):
+    assert len(augmented(batches(1, *shape), [spec(*shape)], 8, augment=augment)) == times * 8
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
+def test_what_is_made_of_a_batch_stands_where_that_is_held_out(cycles, cycle, rest):
+    """Images of one value each, which no crop changes."""
+    feeds = [{"x": np.full((1, 1, 4, 4), i, np.float32)} for i in range(cycles * cycle + rest % cycle)]
+    found = augmented(feeds, [spec(1, 4, 4)], cycle, augment="crops")
+    assert sorted({int(feed["x"][0, 0, 0, 0]) for feed in found}) == [*range(len(feeds))]
+    for place, feed in enumerate(found):
+        assert np.ptp(feed["x"]) == 0
+        assert int(feed["x"][0, 0, 0, 0]) % cycle == place % cycle
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_crops_show_a_part_enlarged(axis):
+    """Of a ramp along the width from 0 to 1, a crop shows a ramp of 60% to 100% of the slope, either way round."""
+    line = np.broadcast_to((np.arange(80) + 0.5) / 80, (50, 3, 64, 80)).astype(np.float32)
+    feeds, shape = [{"x": np.ascontiguousarray(np.moveaxis(line, 1, axis))}], (LARGE if axis == 1 else (64, 80, 3))
+    found = np.moveaxis(augmented(feeds, [spec(*shape)], 1, augment="crops")[2]["x"], axis, 1)
+    assert found.shape == line.shape
+    slopes = 80 * np.diff(found[:, 0, 0, 5:-5], axis=1)
+    np.testing.assert_allclose(slopes, np.broadcast_to(slopes[:, :1], slopes.shape), atol=1e-3)
+    sizes = np.abs(slopes[:, 0])
+    assert 0.6 - 1e-3 < sizes.min() < 0.7
+    assert 0.9 < sizes.max() < 1 + 1e-3
+    assert 10 < (slopes[:, 0] > 0).sum() < 40
+    middles = found.mean((1, 2, 3))
+    assert middles.min() < 0.4
+    assert middles.max() > 0.6
+    assert np.ptp(found, axis=(1, 2)).max() < 1e-6  # all channels and rows are the same part
+
+
+def test_whole_numbers_stay_whole_and_in_their_range():
+    feeds = batches(4, *LARGE, dtype=np.uint8)
+    found = augmented(feeds, [spec(*LARGE, dtype=np.uint8)], 8, augment="crops")[17]["x"]
+    assert found.dtype == np.uint8
+    assert abs(found.mean() - feeds[1]["x"].mean()) < 3  # rounded, and nothing wraps around
+    assert found.max() <= 99
+
+
+def test_crops_are_the_same_for_the_same_seed_and_differ_otherwise():
+    feeds = batches(2, *LARGE)
+    one, two, other = (augmented(feeds, [spec(*LARGE)], 8, augment="crops", seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(one, two, strict=True))
+    assert not np.array_equal(one[16]["x"], other[16]["x"])
+    assert not np.array_equal(one[16]["x"], one[24]["x"])  # the second crop
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(one[16:20], [one[i] for i in range(16, 20)], strict=True))
+
+
+PHOTOGRAPHS = """g (float[N, 3, 64, 64] x) => (float[N, 4, 16, 16] y) <float[6,3,4,4] w, float[6] b, float[4,6,1,1] v>
+{ h = Conv <strides = [4, 4]> (x, w, b) r = Relu (h) y = Conv (r, v) }"""
+
+
+def test_each_choice_gives_other_weights(tmp_path):
+    """They are other samples, so other weights come out; whether they help is measured in decision 0013."""
+    model = parse(PHOTOGRAPHS)
+    data, _ = calibration(tmp_path, model, 16)
+    options = {"ratio": 0.5, "calibration_data": data, "criterion": "consumer"}
+    found = {
+        augment: weights(onnxslim_merge.slim(model, augment=augment, **options).model)["v"]
+        for augment in ("none", "mirror", "crops")
+    }
+    for one, other in (("none", "mirror"), ("mirror", "crops")):
+        assert np.abs(found[one] - found[other]).max() > 1e-3 * np.abs(found[one]).max()

@@ -8,7 +8,13 @@ from test_least_squares import FIT, NETS, calibration
 from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
+from onnxslim_merge.channels.analysis import analyse_channels
+from onnxslim_merge.compensation.mixing import Mixture
+from onnxslim_merge.model_io import load
+from onnxslim_merge.prepare import prepare
+from onnxslim_merge.probe import probe_shapes
 from onnxslim_merge.verify import speed
+from onnxslim_merge.views import Views
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +131,38 @@ def test_channels_that_span_the_removed_ones_reproduce_the_output(end, tmp_path)
     assert weights(small)["w"].shape[0] == 6
     other = feeds(model, {"N": 3}, 99)
     assert distance(run(model, other), run(small, other)) <= 1e-4
+
+
+@pytest.mark.parametrize("outputs", [3, 20], ids=["fewer outputs than channels", "more"])
+@pytest.mark.parametrize("fitted", [False, True])
+def test_prices_are_the_rise_of_what_the_consumer_gives_where_channels_are_mixed_anew(fitted, outputs, monkeypatch):
+    """Against a direct fit of all rows. The slimmed network's channels are noisy mixtures of the original's."""
+    monkeypatch.setattr("onnxslim_merge.compensation.mixing.RIDGE", 1e-9)
+    model = parse(f"""g (float[N, 4] x) => (float[N, {outputs}] y) <float[4,8] w, float[8] b, float[8,{outputs}] v>
+    {{ h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }}""")
+    source = load(model)
+    graph = prepare(source)
+    views = Views(analyse_channels(graph, probe_shapes(graph, source, {})))
+    (cell,) = [cell for cell in views.analysis.cells if cell.size == 8]
+    (columns,) = views.columns(cell)
+    mixture = Mixture.start(views, cell, columns, np.ones(8, bool))
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 8)) + 3
+    x = y @ rng.normal(size=(8, 8)) + rng.normal(size=(400, 8))
+    for batch in range(4):
+        some = slice(100 * batch, 100 * (batch + 1))
+        mixture.add(batch, 4, x[some].astype(np.float32), (y if fitted else x)[some].astype(np.float32), 0)
+    (term,) = mixture.terms(fitted)
+    v = weights(model)["v"].astype(np.float64)
+    spread = np.square((y if fitted else x) - (y if fitted else x).mean(0)).mean(0) @ np.square(v).sum(1)
+
+    def missed(kept):
+        rows, targets = np.c_[x[:, kept], np.ones(400)], (y if fitted else x) @ v
+        return np.square(targets - rows @ np.linalg.lstsq(rows, targets)[0]).sum(1).mean() / spread
+
+    every = np.arange(8)
+    rises = [missed(np.delete(every, i)) - missed(every) for i in every]
+    np.testing.assert_allclose(term.costs(), rises, rtol=1e-3)
+    term.remove(2)
+    rises = [missed(np.delete(every, [2, i])) - missed(np.delete(every, 2)) for i in (0, 7)]
+    np.testing.assert_allclose(term.costs()[[0, 7]], rises, rtol=1e-3)

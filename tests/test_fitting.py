@@ -12,7 +12,7 @@ from textmodels import parse, run
 from onnxslim_merge.channels.claims import Consumer, Window
 from onnxslim_merge.compensation.ridge import fit
 from onnxslim_merge.criteria.surgeon import Term, surgeon
-from onnxslim_merge.samples.leaves import dead_leaves
+from onnxslim_merge.samples.leaves import LARGE, dead_leaves
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.tracks import Tracks
 from onnxslim_merge.statistics.windows import input_rows, output_rows
@@ -339,3 +339,11 @@ def test_leaves_are_seeded_and_have_edges():
     steps = np.abs(np.diff(images[0], axis=3))
     assert np.median(steps) <= 0.2 * steps.std()  # flat almost everywhere, with jumps between
     assert dead_leaves(np.random.default_rng(0), (2, 16, 24, 1), 3, 0.2).shape == (2, 16, 24, 1)
+
+
+def test_large_images_have_shapes_of_the_same_sizes():
+    """They are painted at their own size, smaller ones at twice that: the same shapes at the limit and below it."""
+    below, above = (dead_leaves(np.random.default_rng(0), (1, 3, side, side), 1, 0.2)[0] for side in (LARGE - 2, LARGE))
+    near = above[:, ::8, ::8][:, :-1, :-1] - below[:, ::8, ::8][:, : LARGE // 8 - 1, : LARGE // 8 - 1]
+    assert above.shape == (3, LARGE, LARGE)
+    assert np.square(near).mean() < 0.1 * above.var()

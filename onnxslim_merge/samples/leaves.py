@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 LEAVES = 400  # of one image; what they leave open is background
 FINEST, COARSEST = 0.02, 0.5  # radius in units of the shorter side; as many in each octave squared, as in photographs
 OVERSAMPLED = 2  # so that edges are not jagged
+LARGE = 512  # pixels of the shorter side, from which on jagged edges are left, for a fourth of the time
 GRAIN = 0.05  # deviation of the noise on top
 # Of images that differ in style: bounds of the finest radius, of the share of colour, of the deviation of blur (the
 # lower in pixels, the upper in units of the shorter side; half of the images have none), and of contrast.
@@ -50,7 +51,8 @@ def _image(
     rng: np.random.Generator, channels: int, height: int, width: int, colour_share: float, finest: float
 ) -> NDArray[np.float32]:
     """(channels, height, width), from the front to the back, so that every pixel is painted once."""
-    rows, columns = OVERSAMPLED * height, OVERSAMPLED * width
+    times = OVERSAMPLED if min(height, width) < LARGE else 1
+    rows, columns = times * height, times * width
     side = min(rows, columns)
     low, high = max(finest * side, 1.0), max(COARSEST * side, 1.5)
     radius = low * (high / low) ** rng.random(LEAVES)
@@ -77,5 +79,5 @@ def _image(
             )
             inside = np.maximum(np.abs(along), np.abs(across)) <= 0.7 * r
         part[inside & (part == LEAVES)] = leaf
-    painted = colours[owner].reshape(height, OVERSAMPLED, width, OVERSAMPLED, channels).mean((1, 3))
+    painted = colours[owner].reshape(height, times, width, times, channels).mean((1, 3))
     return np.asarray(np.moveaxis(painted, -1, 0), np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,20 +117,43 @@ def distances(rows: Floats, device: Device = CPU) -> Floats:
     cancellation small: about 1e-8 of the largest row.
     """
     n, xp = rows.shape[0], device.xp
-    x = device.put(rows - rows.mean(0))
-    squares = xp.sum(x * x, axis=1)
     result, at = np.empty(n * (n - 1) // 2), 0
-    height = max(BLOCK // n, 1)
-    for top in range(0, n, height):
-        block = x[top : top + height, :]
-        product = block @ xp.matrix_transpose(x[top:, :])
-        squared = squares[top : top + height, None] + squares[None, top:] - 2 * product
+    for top, squared in _squared_distances(rows, device):
         places = device.put(np.arange(n - top))
-        upper = places[None, :] > places[: block.shape[0], None]
-        found = device.get(xp.sqrt(xp.clip(squared[upper], min=0.0)))
+        upper = places[None, :] > places[: squared.shape[0], None]
+        found = device.get(xp.sqrt(squared[upper]))
         result[at : at + found.size] = found
         at += found.size
     return result
+
+
+def distance_sums(rows: Floats) -> Floats:
+    """The sum of each row's Euclidean distances to all others, (n,), in memory that grows with n."""
+    sums = np.zeros(len(rows))
+    for top, squared in _squared_distances(rows, CPU):
+        places, lines = np.indices(squared.shape, sparse=True)
+        np.sqrt(squared, out=squared, where=lines > places)
+        np.copyto(squared, 0.0, where=lines <= places)
+        sums[top : top + len(squared)] += squared.sum(1)
+        sums[top:] += squared.sum(0)
+    return sums
+
+
+def _squared_distances(rows: Floats, device: Device) -> Iterator[tuple[int, Any]]:
+    """Block by block: the first row of a block, and squares from its rows to all rows from the first on, (h, n - top).
+
+    On the device; only those above the diagonal are of use.
+    """
+    n, xp = rows.shape[0], device.xp
+    x = device.put(rows - rows.mean(0))
+    squares = xp.sum(x * x, axis=1)
+    height = max(BLOCK // max(n, 1), 1)
+    for top in range(0, n, height):
+        squared = x[top : top + height, :] @ xp.matrix_transpose(x[top:, :])
+        squared *= -2  # in place, as blocks are large
+        squared += squares[top : top + height, None]
+        squared += squares[None, top:]
+        yield top, xp.clip(squared, min=0.0)
 
 
 def ward_of_numbers(columns: Floats) -> tuple[Ints, Floats]:

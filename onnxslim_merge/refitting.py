@@ -40,6 +40,7 @@ class Refitter:
     notes: list[str] = field(default_factory=list)
     last: Refit | None = None
     samples: Samples | Pool | None = None  # to fit, which are chosen once
+    hopeless: bool = False  # it was tried, and will fail again
 
     def choose(self) -> Selection:
         """The channels that stay by the criterion `greedy`."""
@@ -60,6 +61,8 @@ class Refitter:
         return replace(self.last.solution, notes=[*self.last.solution.notes, *self.last.notes])
 
     def _run(self, kept: Kept | None) -> Refit | None:
+        if self.hopeless:
+            return None
         settings = self.settings
         solver = Solver(self.views, self.statistics, settings, {}, Device(settings.device))
         samples = self.samples = self.samples or samples_to_fit(self.source, settings, self.probe, self.given)
@@ -69,8 +72,8 @@ class Refitter:
         except VerifyError as error:
             found, why = None, str(error)
         if found is None:
-            note = f"no least squares ({why}): merged instead"
-            self.notes += [] if note in self.notes else [note]  # it may be tried again with other channels
+            self.hopeless = True
+            self.notes.append(f"no least squares ({why}): merged instead")
         return found
 
 

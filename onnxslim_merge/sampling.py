@@ -17,6 +17,7 @@ from onnxslim_merge.samples import (
     load_samples,
     synthetic_samples,
 )
+from onnxslim_merge.samples.specs import HELD_OUT, Batching
 from onnxslim_merge.settings import Settings
 
 MEASURED, MEASURED_ELEMENTS = (8, 32), 1 << 20  # least and most, and numbers in all: means settle early
@@ -32,7 +33,7 @@ def pick_samples(graph: gs.Graph, source: Source, settings: Settings, probe: Pro
         if found.images:
             return load_images(found, specs, sizes=probe.inputs, how=settings.preprocessing)
         return load_samples(found.path, specs)
-    count = _count(probe, MEASURED, MEASURED_ELEMENTS)
+    count = _count(probe.elements, MEASURED, MEASURED_ELEMENTS)
     pixels = pick_pixels(graph, source, settings, probe)
     made = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, batch=CHECKED)
     return in_range(made, specs, pixels)
@@ -42,9 +43,12 @@ def samples_to_fit(source: Source, settings: Settings, probe: Probe, given: Samp
     """For least squares: the calibration data `given`; without, others that are made up, as many as that needs."""
     if settings.calibration_data is not None:
         return given
-    count, pixels = _count(probe, FITTED, FITTED_ELEMENTS), given.pixels or "normal"
-    return Pool(input_specs(source.proto), probe.inputs, pixels, settings.seed, count, probe.elements)
+    specs, pixels = input_specs(source.proto), given.pixels or "normal"
+    step = Batching.of(specs).fixed or 1
+    elements = probe.elements // step  # a probe of a fixed batch counts as one sample
+    count = max(_count(elements, FITTED, FITTED_ELEMENTS), HELD_OUT * step)
+    return Pool(specs, probe.inputs, pixels, settings.seed, count, elements)
 
 
-def _count(probe: Probe, bounds: tuple[int, int], elements: int) -> int:
-    return min(max(elements // max(probe.elements, 1), bounds[0]), bounds[1])
+def _count(elements: int, bounds: tuple[int, int], all_elements: int) -> int:
+    return min(max(all_elements // max(elements, 1), bounds[0]), bounds[1])

@@ -10,7 +10,7 @@ from test_least_squares import calibration
 from textmodels import parse, weights
 
 import onnxslim_merge
-from onnxslim_merge.samples import InputSpec, augmented
+from onnxslim_merge.samples import InputSpec, augmented, augmenting
 
 LARGE = (3, 64, 80)
 
@@ -85,12 +85,55 @@ def test_crops_show_a_part_enlarged(axis):
     assert np.ptp(found, axis=(1, 2)).max() < 1e-6  # all channels and rows are the same part
 
 
-def test_whole_numbers_stay_whole_and_in_their_range():
-    feeds = batches(4, *LARGE, dtype=np.uint8)
-    found = augmented(feeds, [spec(*LARGE, dtype=np.uint8)], 8, augment="crops")[17]["x"]
-    assert found.dtype == np.uint8
-    assert abs(found.mean() - feeds[1]["x"].mean()) < 3  # rounded, and nothing wraps around
-    assert found.max() <= 99
+def test_whole_numbers_are_rounded():
+    """Rounded down they would be half a step darker."""
+    feeds = [{"x": np.random.default_rng(0).integers(0, 256, (8, *LARGE)).astype(np.uint8)}]
+    whole, real = (
+        augmented([{"x": feeds[0]["x"].astype(kind)}], [spec(*LARGE, dtype=kind)], 1, augment="crops")[2]["x"]
+        for kind in (np.uint8, np.float32)
+    )
+    assert whole.dtype == np.uint8
+    assert np.abs(whole - real).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int32, np.uint16, np.float16, np.float64])
+def test_images_of_any_type_are_cropped(kind):
+    feeds = batches(2, *LARGE, dtype=kind)
+    found = augmented(feeds, [spec(*LARGE, dtype=kind)], 8, augment="crops")
+    assert len(found) == 32
+    assert found[16]["x"].dtype == kind
+    assert np.array_equal(found[8]["x"], feeds[0]["x"][..., ::-1])
+
+
+def test_all_inputs_show_the_same_part():
+    x = batches(3, *LARGE, many=1)[0]["x"]
+    feeds = [{"left": x, "right": x}]
+    found = augmented(feeds, [spec(*LARGE, name="left"), spec(*LARGE, name="right")], 1, augment="crops")
+    for feed in found:
+        np.testing.assert_array_equal(feed["left"], feed["right"])
+
+
+def test_a_part_that_is_the_whole_is_the_image(monkeypatch):
+    monkeypatch.setattr("onnxslim_merge.samples.augmenting.SHARE", 1)
+    feeds = batches(8, *LARGE, many=1)
+    crops = augmented(feeds, [spec(*LARGE)], 1, augment="crops")[2]["x"]
+    for crop, image in zip(crops, feeds[0]["x"], strict=True):
+        nearest = min(np.abs(crop - other).max() for other in (image, image[..., ::-1]))
+        assert nearest < 1e-4
+
+
+@pytest.mark.parametrize(("channel", "size"), [(0, 64), (1, 80)], ids=["rows", "columns"])
+def test_crops_lie_anywhere_inside(channel, size):
+    """Of an image whose pixels are their own places: a part of size s has its middle s / 2 or more from borders."""
+    rows, columns = np.mgrid[0:64, 0:80].astype(np.float32)
+    feeds = [{"x": np.broadcast_to(np.stack([rows, columns, rows]), (60, 3, 64, 80)).copy()}]
+    found = augmented(feeds, [spec(*LARGE)], 1, augment="crops")[2]["x"][:, channel]
+    inner = found[:, 8:-8, 8:-8]  # where nothing is held at the border
+    middle = (inner.max((1, 2)) + inner.min((1, 2)) + 1) / 2
+    part = size * np.ptp(inner, axis=(1, 2)) / (size - 17)
+    assert (part / 2 <= middle + 1e-2).all()
+    assert (middle <= size - part / 2 + 1e-2).all()
+    assert np.ptp(middle) > 0.15 * size
 
 
 def test_crops_are_the_same_for_the_same_seed_and_differ_otherwise():
@@ -117,3 +160,28 @@ def test_each_choice_gives_other_weights(tmp_path):
     }
     for one, other in (("none", "mirror"), ("mirror", "crops")):
         assert np.abs(found[one] - found[other]).max() > 1e-3 * np.abs(found[one]).max()
+
+
+def test_each_crop_is_made_once_a_sweep(tmp_path, monkeypatch):
+    """Not whenever some tensor of its batch is looked at: a deep network has many."""
+    body = " ".join(f"h{i} = Conv (r{i - 1}, w{i}) r{i} = Relu (h{i})" for i in range(1, 7))
+    inner = ", ".join(f"float[6,6,1,1] w{i}" for i in range(1, 7))
+    model = parse(f"""g (float[N, 3, 64, 64] x) => (float[N, 4, 16, 16] y)
+    <float[6,3,4,4] w, {inner}, float[4,6,1,1] v>
+    {{ h = Conv <strides = [4, 4]> (x, w) r0 = Relu (h) {body} y = Conv (r6, v) }}""")
+    made, crop = [], augmenting._cropped
+    monkeypatch.setattr(augmenting, "_cropped", lambda *args: (made.append(1), crop(*args))[1])
+    data, _ = calibration(tmp_path, model, 16)
+    onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, augment="crops", dry_run=True)
+    assert len(made) == 2 * 32  # sweeps, and batches of one: two crops of each of 16
+
+
+def test_who_sees_no_crops_is_told(tmp_path):
+    model = parse(
+        "g (float[N, 8] x) => (float[N, 4] y) <float[8,6] w, float[6,4] v>"
+        "{ h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"
+    )
+    data, _ = calibration(tmp_path, model, 32)
+    for augment, said in (("crops", True), ("mirror", False)):
+        notes = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, augment=augment, dry_run=True).report.notes
+        assert any("--augment crops without effect" in note for note in notes) == said

@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import AgglomerativeClustering
 
 from onnxslim_merge import clustering
-from onnxslim_merge.clustering import cut_numbers, cut_numbers_at, distances, in_order, ward, ward_of_numbers
+from onnxslim_merge.clustering import (
+    cut_numbers,
+    cut_numbers_at,
+    distance_sums,
+    distances,
+    in_order,
+    ward,
+    ward_of_numbers,
+)
 from onnxslim_merge.criteria.coverage import cover
 from onnxslim_merge.criteria.representatives import in_geometry, representatives
 from onnxslim_merge.numerics import CPU
@@ -77,6 +85,7 @@ def test_distances_in_blocks(monkeypatch, shape):
     monkeypatch.setattr(clustering, "BLOCK", 1000)
     rows = np.random.default_rng(0).normal(size=shape) + 100  # far from the origin
     assert np.allclose(distances(rows), pdist(rows), atol=1e-7)
+    assert np.allclose(distance_sums(rows), squareform(pdist(rows)).sum(1), atol=1e-6)
 
 
 @settings(max_examples=30)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from textmodels import distance, feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
+from onnxslim_merge import refitting
 from onnxslim_merge.compensation import least_squares
 from onnxslim_merge.compensation.onesided import Limits, one_sided
 from onnxslim_merge.compensation.refittable import cutoff
@@ -202,6 +203,36 @@ def test_too_few_samples_are_said_and_merged(tmp_path):
     result = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, **FIT)
     assert any("no least squares (3 samples are too few" in note for note in result.report.notes)
     assert any("chosen by --criterion consumer instead" in note for note in result.report.notes)
+
+
+def test_what_failed_once_is_not_tried_again(tmp_path, monkeypatch):
+    """Neither for the channels that were chosen otherwise: images may take long to make."""
+    model, calls = parse(PLAIN), []
+    found = refitting.least_squares
+    monkeypatch.setattr(refitting, "least_squares", lambda *args: (calls.append(1), found(*args))[1])
+    data, _ = calibration(tmp_path, model, 3)
+    onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, dry_run=True, **FIT)
+    assert len(calls) == 1
+
+
+SPLIT = """g (float[N,3,8,8] x) => (float[N,8,8,8] y, float[N,8,8,8] z, float[N,2,8,8] k)
+<int64[2] s = {8,8}, float[16,3,3,3] w, float[16] b, float[8,8,1,1] u, float[8] ga, float[8] be, float[8] m,
+ float[8] var1, float[8,8,3,3] v, float[8] vb, float[2,8,3,3] t>
+{ h = Conv <pads=[1,1,1,1]> (x, w, b)  r = Relu (h)  p, q = Split <axis=1> (r, s)  i = Conv (p, u)
+  y = BatchNormalization (i, ga, be, m, var1)  z = Conv <pads=[1,1,1,1]> (q, v, vb)
+  k = Conv <pads=[1,1,1,1]> (p, t) }"""
+
+
+@pytest.mark.parametrize("memory", ["2GB", "64MiB"])
+def test_a_reader_that_would_lose_all_its_channels_gets_one_back(tmp_path, memory):
+    """Half of them are read where gamma is 0, as at the end of residual blocks that start from nothing."""
+    model = parse(SPLIT)
+    model = replace_weights(model, {"ga": np.zeros(8, np.float32), "t": np.zeros((2, 8, 3, 3), np.float32)})
+    data, _ = calibration(tmp_path, model, 64)
+    result = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, memory_limit=memory)
+    assert weights(result.model)["u"].shape[1] >= 1
+    fed = feeds(model, {"N": 3}, 99)
+    assert distance(run(model, fed)[:1], run(result.model, fed)[:1]) <= 1e-5
 
 
 def test_the_same_seed_gives_the_same_bytes_and_a_plan_replays(tmp_path):

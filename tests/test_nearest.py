@@ -11,6 +11,8 @@ from textmodels import parse, replace_weights, run, weights
 import onnxslim_merge
 from onnxslim_merge import sampling
 from onnxslim_merge.channels.analysis import analyse_channels
+from onnxslim_merge.compensation import least_squares
+from onnxslim_merge.errors import VerifyError
 from onnxslim_merge.model_io import build, load
 from onnxslim_merge.prepare import prepare
 from onnxslim_merge.probe import probe_shapes
@@ -94,6 +96,35 @@ def test_a_fixed_batch_is_one_sample_of_the_pool():
     pool, found, _ = chosen(parse(NORMED.replace("N,", "4,")))
     assert pool.step == 4
     assert [len(feed["x"]) for feed in found] == [4] * 8
+
+
+@pytest.mark.parametrize(("size", "count"), [("N", 512), ("4", 512), ("96", 768)])
+def test_fixed_batches_count_as_so_many_samples_and_there_are_enough_of_them(size, count, monkeypatch):
+    """To hold one of eight out; and their pixels count once for each sample."""
+    seen = []
+    monkeypatch.setattr(
+        least_squares, "nearest", lambda model, analysis, pool, **_: (seen.append(pool), (None, "no"))[1]
+    )
+    model = parse(NORMED.replace("N,", f"{size},"))
+    notes = onnxslim_merge.slim(model, ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert (seen[0].count, seen[0].elements) == (count, 192)
+    assert not any("too few" in note for note in notes)
+
+
+def test_double_precision_is_chosen_for_and_corrected():
+    model = parse(VECTORS.replace("float[", "double["))
+    notes = onnxslim_merge.slim(model, ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert not any("no least squares" in note or "does not choose" in note for note in notes)
+
+
+def test_who_cannot_choose_for_an_error_is_said(monkeypatch):
+    def broken(*args):
+        raise VerifyError("it does not run")
+
+    monkeypatch.setattr(module, "_rows", broken)
+    notes = onnxslim_merge.slim(parse(NORMED), ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert any("does not choose the samples that are made up (it does not run)" in note for note in notes)
+    assert not any("no least squares" in note for note in notes)
 
 
 def test_inputs_without_samples_are_the_same_in_all_batches():

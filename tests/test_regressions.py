@@ -11,8 +11,9 @@ from textmodels import parse, run
 import onnxslim_merge
 from onnxslim_merge.channels.registry import find_rule
 from onnxslim_merge.channels.scope import Scope
-from onnxslim_merge.errors import InputError, UsageError
+from onnxslim_merge.errors import InputError, UsageError, VerifyError
 from onnxslim_merge.select import kept_count
+from onnxslim_merge.verify import gates
 
 
 def assert_clean(result) -> None:
@@ -95,6 +96,41 @@ def test_half_precision_fill_values():
     { h = Shape (x)  k = ConstantOfShape <value = float16[1] {1}> (h)  z = Add (x, k)  a = Conv (z, w)  r = Relu (a)
       y = Conv (r, v) }""")
     assert_clean(onnxslim_merge.slim(model, ratio=0.5))
+
+
+HALF = """g (float16[N,3,16,16] x) => (float16[N,10] y)
+<float16[64,3,3,3] w, float16[64] pos1, float16[64] be, float16[64] m, float16[64] var1, float16[64,64,3,3] w2,
+ float16[64] pos2, float16[64] be2, float16[64] m2, float16[64] var2, float16[10,64,1,1] v>
+{ h = Conv <pads=[1,1,1,1]> (x, w)  n = BatchNormalization (h, pos1, be, m, var1)  r = Relu (n)
+  i = Conv <pads=[1,1,1,1]> (r, w2)  o = BatchNormalization (i, pos2, be2, m2, var2)  s = Relu (o)
+  p = GlobalAveragePool (s)  q = Conv (p, v)  y = Flatten (q) }"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batchnorm_is_folded_into_half_precision_up_to_its_rounding(seed):
+    """Folded weights differ from the product by up to 2^-11 of it: 2e-4 to 5e-4 of the output."""
+    result = onnxslim_merge.slim(parse(HALF, seed=seed), ratio=0.5, compensation="none")
+    assert not [node for node in result.model.graph.node if node.op_type == "BatchNormalization"]
+    assert_clean(result)
+    assert any("rounds them once more: outputs differ by" in note for note in result.report.notes)
+
+
+def test_rounding_does_not_excuse_what_is_wrong_before_folding(monkeypatch):
+    judged = []
+    monkeypatch.setattr(gates, "HALF_TOLERANCE", 1.0)
+    real = gates.Judge.graph_outputs
+
+    def wrong(self, graph, label, **options):
+        found = real(self, graph, label, **options)
+        if label == "the slimmed model":
+            judged.append(label)
+            return [{name: value * np.float16(1.01) for name, value in outputs.items()} for outputs in found]
+        return found
+
+    monkeypatch.setattr(gates.Judge, "graph_outputs", wrong)
+    with pytest.raises(VerifyError, match="differs from its full-size twin"):
+        onnxslim_merge.slim(parse(HALF), ratio=0.5, compensation="none")
+    assert len(judged) > 1  # with and without folding
 
 
 def test_half_precision_weights_behind_casts_are_found():

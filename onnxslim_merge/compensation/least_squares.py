@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.compensation.solver import Solution, Solver
 from onnxslim_merge.compensation.stepwise import Stepwise
+from onnxslim_merge.errors import VerifyError
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
 from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import InputSpec, Pool, Samples, augmented, input_specs
-from onnxslim_merge.samples.specs import Batching, Feed
+from onnxslim_merge.samples.specs import HELD_OUT, Batching, Feed
 from onnxslim_merge.select import Amount
+from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.nearest import nearest
-from onnxslim_merge.statistics.readings import HELD_OUT
 from onnxslim_merge.statistics.tracks import Tracks
-from onnxslim_merge.views import Floats
+from onnxslim_merge.views import Floats, Views
 
 BATCHES = 2 * HELD_OUT  # at least as many, so that a quarter can be held out
 
@@ -57,11 +58,9 @@ def least_squares(
         model = onnx.load(made) if isinstance(made, Path) else made
     size, memory, notes = max(min(64, samples.count // BATCHES), 1), parse_size(settings.memory_limit), list[str]()
     if isinstance(samples, Pool):
-        whole, custom_ops = None if isinstance(made, Path) else model, settings.custom_ops
-        chosen, why = nearest(whole, views.analysis, samples, batch=size, memory=memory, custom_ops=custom_ops)
+        feeds, why = _made_up(samples, views, None if isinstance(made, Path) else model, settings, size)
         if why is not None:
             notes.append(f"BatchNormalization does not choose the samples that are made up ({why})")
-        feeds = _pieces(samples.plain(), specs, size) if chosen is None else chosen
     else:
         feeds = _pieces(samples.in_float32(), specs, size)
     if len(feeds) < HELD_OUT:
@@ -73,6 +72,8 @@ def least_squares(
             found = corrections(views.analysis, tracks)
     else:
         every = augmented(feeds, specs, HELD_OUT, augment=settings.augment, seed=settings.seed)
+        if settings.augment == "crops" and len(every) == len(feeds):
+            notes.append("--augment crops without effect, as not all inputs that hold samples look like images")
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.
     step = Stepwise(views, model, every if kept is None else feeds, amounts, solver, kept)
@@ -83,6 +84,18 @@ def least_squares(
         solution = _run(step, found)
     views.rescaled = {}
     return Refit(step.kept, step.scores, solution, [*dict.fromkeys([*notes, *step.notes])])
+
+
+def _made_up(
+    pool: Pool, views: Views, model: onnx.ModelProto | None, settings: Settings, size: int
+) -> tuple[list[Feed], str | None]:
+    """Batches of `size` that BatchNormalization chose; if there is any and it did not, others, and why."""
+    memory, custom_ops = parse_size(settings.memory_limit), settings.custom_ops
+    try:
+        chosen, why = nearest(model, views.analysis, pool, batch=size, memory=memory, custom_ops=custom_ops)
+    except VerifyError as error:
+        chosen, why = None, str(error)
+    return _pieces(pool.plain(), pool.specs, size) if chosen is None else chosen, why
 
 
 def _pieces(samples: Samples, specs: Sequence[InputSpec], size: int) -> list[Feed]:

@@ -88,7 +88,7 @@ def refit(
             samples = [s if left.all() else replace(s, features=s.features[:, features]) for s in reading.samples]
             better = one_sided(found, train, samples, limits, None if first is None else first.gaining)
             weights, intercept, gaining = better or (weights, intercept, None)
-        rows[mine] = weights.reshape(reading.taps, mine.size, -1).transpose(1, 2, 0)
+        rows[mine] = weights.reshape(reading.taps, mine.size, intercept.size).transpose(1, 2, 0)
         intercepts.append(intercept)
     weight = np.array(views.analysis.constants[consumer.weight].values)
     write_rows(weight, consumer, np.flatnonzero(stays), rows[stays] / consumer.gain)

@@ -6,10 +6,9 @@ Ranking by the folded norm is a trap: BatchNormalization's scale says little of 
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.distance import squareform
 
 from onnxslim_merge.channels.cells import Cell
-from onnxslim_merge.clustering import distances, finite
+from onnxslim_merge.clustering import distance_sums, finite
 from onnxslim_merge.statistics import Statistics
 from onnxslim_merge.views import Floats, Rows, Views
 
@@ -66,6 +65,4 @@ def unit(rows: Rows, blocks: int) -> float:
 
 def geometric_median(views: Views, cell: Cell, statistics: Statistics | None, carries_mean: bool) -> Floats:
     """Sum of Euclidean distances to all rows: what lies near the geometric median goes (FPGM, He et al., CVPR 2019)."""
-    rows = ranked_rows(views, cell)
-    scores: Floats = squareform(distances(rows), checks=False).sum(1) if len(rows) > 1 else np.zeros(1)
-    return scores
+    return distance_sums(ranked_rows(views, cell))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -30,7 +30,8 @@ def augmented(
     """
     axes = {}
     for spec in specs:
-        axis, shape = image_axis(spec, feeds[0][spec.name].shape), feeds[0][spec.name].shape
+        shape = feeds[0][spec.name].shape
+        axis = image_axis(replace(spec, dtype=np.dtype(np.uint8)) if spec.dtype.kind in "iu" else spec, shape)
         if axis is not None and min(_sides(shape, axis)) > 1:
             axes[spec.name] = axis
     if augment == "none" or not axes or not axes.keys() >= Batching.of(specs).names:

@@ -12,6 +12,7 @@ from onnxslim_merge.errors import UnsupportedError
 
 Dim = int | str | None
 Feed = dict[str, np.ndarray]  # by input
+HELD_OUT = 8  # of least squares, every eighth batch chooses the ridge, and never joins the others
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ class Correction:
     amplifies: Floats
 
     @property
-    def inputs(self) -> dict[int, NDArray[np.float32]]:
+    def inputs(self) -> dict[int, Floats]:
         """By slot."""
-        return {MEAN: self.mean.astype(np.float32), VARIANCE: self.variance.astype(np.float32)}
+        return {MEAN: self.mean, VARIANCE: self.variance}
 
 
 def corrections(analysis: Analysis, tracks: Tracks) -> dict[str, Correction]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.parsing import size_text
@@ -73,11 +73,12 @@ def nearest(
     if len(numbers) < LEAST * wanted:
         return None, f"that takes --memory-limit {size_text(LEAST * wanted * SHARE * 4 * width)}"
     runner = Runner(_reduced(model, known), custom_ops=custom_ops, label="the prepared model")
-    rows = _rows(runner, pool, numbers, known)
-    usable = np.flatnonzero(np.isfinite(rows).all(1))
+    rows = _rows(runner, pool, numbers, known)  # most of what this takes: nothing here copies all of it
+    usable = np.flatnonzero([np.isfinite(row).all() for row in rows])
     if usable.size < wanted:
         return None, "on most of them it gives numbers that are not finite"
-    chosen = usable[herded(rows[usable].clip(-FARTHEST, FARTHEST), wanted)]
+    np.clip(rows, -FARTHEST, FARTHEST, out=rows)
+    chosen = usable[herded(rows if usable.size == len(rows) else rows[usable], wanted)]
     # Mixed, as those that were taken first are not like the last.
     pool.chosen = np.random.default_rng(pool.seed).permutation(chosen).tolist()
     return pool.feeds(pool.chosen, batch), None
@@ -114,7 +115,7 @@ def _known(analysis: Analysis) -> list[Known]:
 def _rows(runner: Runner, pool: Pool, numbers: range, known: Sequence[Known]) -> Floats:
     """What is known of each number, (numbers, 2 x channels of all)."""
     rows = np.empty((len(numbers), 2 * sum(norm.mean.size for norm in known)), np.float32)
-    start, together = 0, max(min(ELEMENTS // max(pool.elements, 1), TOGETHER), 1)
+    start, together = 0, max(min(ELEMENTS // max(pool.elements * pool.step, 1), TOGETHER), 1)
     while start < len(numbers):
         some = numbers[start : start + together]
         feeds = pool.feeds(some, together)
@@ -140,10 +141,11 @@ def _reduced(model: onnx.ModelProto, known: Sequence[Known]) -> onnx.ModelProto:
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     for place, norm in enumerate(known):
         axes, (*reduced, size) = np.arange(2, norm.rank, dtype=np.int64), _names(place)
-        centre, centred = f"onnxslim_merge.{place}.centre", f"onnxslim_merge.{place}.centred"
+        single, centre, centred = (f"onnxslim_merge.{place}.{part}" for part in ("single", "centre", "centred"))
         line = norm.mean.astype(np.float32).reshape(-1, *(1,) * (norm.rank - 2))
         made.graph.initializer.append(numpy_helper.from_array(line, centre))
-        made.graph.node.append(helper.make_node("Sub", [norm.tensor, centre], [centred]))
+        made.graph.node.append(helper.make_node("Cast", [norm.tensor], [single], to=TensorProto.FLOAT))
+        made.graph.node.append(helper.make_node("Sub", [single, centre], [centred]))
         for kind, name in zip(("ReduceMean", "ReduceSumSquare"), reduced, strict=True):
             inputs = [centred]
             if not axes.size:

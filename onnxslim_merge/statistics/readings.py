@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from onnxslim_merge.channels.claims import Consumer
 from onnxslim_merge.numerics import CPU, Device
+from onnxslim_merge.samples.specs import HELD_OUT
 from onnxslim_merge.statistics.gram import Gram
 from onnxslim_merge.statistics.windows import input_rows, output_rows
 from onnxslim_merge.views import Views
 
-HELD_OUT = 8  # every eighth batch chooses the ridge, and never joins the others
 PRODUCTS = 2e10  # products of two features that one consumer's sums may take ...
 ROWS = 8  # ... but as many rows for each feature in any case
 SAMPLED, SAMPLED_ROWS = 1 << 25, 128  # of rows that are kept themselves: numbers in all, and rows for each feature

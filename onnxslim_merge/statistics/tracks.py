@@ -103,6 +103,7 @@ class Tracks:
         self._model = model
         self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._given = {value.name for value in model.graph.input} - self._constants.keys()
         self._reads = [[name for name in read_by(node) if name not in self._constants] for node in self._nodes]
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
         self._place = {node.name: i for i, node in enumerate(self._nodes)}
@@ -152,9 +153,11 @@ class Tracks:
         self._slimmed[index] = [*before, chosen, changed]
 
     def correct(self, node: str, values: Mapping[int, Array]) -> None:
-        """In both networks, constant inputs of `node`, by slot, get new values."""
+        """In both networks, constant inputs of `node`, by slot, get new values, in their own type."""
+        inputs = self._nodes[self._place[node]].input
         for slot, array in values.items():
-            self._nodes[self._place[node]].input[slot] = self._constant(f"{node}.{slot}.corrected", array)
+            kind = helper.tensor_dtype_to_np_dtype(self._constants[inputs[slot]].data_type)
+            inputs[slot] = self._constant(f"{node}.{slot}.corrected", array.astype(kind))
 
     def _constant(self, name: str, values: Array) -> str:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
@@ -203,7 +206,7 @@ class Tracks:
         slim = slim and self.is_dirty(name)
         if name in found[slim]:
             return found[slim][name]
-        if name in self.feeds[batch]:
+        if name in self._given:
             return self.feeds[batch][name]
         return self.store.get(slim, name, batch)
 

@@ -55,7 +55,7 @@ def input_rows(
     if window is None:
         raise ValueError(f"{consumer.node}: how its outputs come from its inputs is not known")
     rows = np.take(np.moveaxis(x, consumer.x_axis, -1), channels, axis=-1)
-    flat = rows.reshape(-1, channels.size)
+    flat = rows.reshape(int(np.prod(rows.shape[:-1])), channels.size)  # which may be 0
     if not window.kernel:
         return flat if where is None else flat[where]
     space = rows.shape[1:-1]
@@ -70,7 +70,7 @@ def input_rows(
             at = lines[axis][:, tap[axis]]
             place, inside = place * size + at, inside & (at >= 0)
         found[:, index] = flat[np.where(inside, place, flat.shape[0] - 1)]
-    return found.reshape(chosen[0].size, -1)
+    return found.reshape(chosen[0].size, len(taps) * channels.size)
 
 
 def _line(window: Window, axis: int, size: int, out: int) -> Ids:

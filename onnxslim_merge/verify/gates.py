@@ -43,10 +43,14 @@ OUTPUT_BYTES = 1 << 30  # reference outputs that are held at once, while session
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """max |small - twin| / max |twin| by output (1 - share equal if discrete); `excused`: rounding explains it."""
+    """max |small - twin| / max |twin| by output (1 - share equal if discrete).
+
+    excused: rounding explains it; folded: of these, that of weights of fp16 into which BatchNormalization was folded.
+    """
 
     errors: Mapping[str, float]
     excused: frozenset[str] = frozenset()
+    folded: frozenset[str] = frozenset()
 
     @property
     def error(self) -> float:
@@ -122,10 +126,12 @@ class Judge:
         small = self.graph_outputs(rewrite(self.graph, plan, fold=fold), "the slimmed model")
         self.let_go()
         errors = largest_errors(twin, small)
-        excused = frozenset[str]()
+        excused = folded = frozenset[str]()
         if max(relative for relative, _ in errors.values()) > TOLERANCE:
             excused = self._rounding(plan, twin, errors) | self._steps(twin, small)
-        return Twin({name: relative for name, (relative, _) in errors.items()}, excused)
+            if fold and plan.folds and is_half_precision(self.graph):
+                folded = self._folded_in_half(plan, errors) - excused
+        return Twin({name: relative for name, (relative, _) in errors.items()}, excused | folded, folded)
 
     def _rounding(self, plan: SlimPlan, twin: Outputs, errors: Mapping[str, tuple[float, float]]) -> frozenset[str]:
         """The outputs whose error fp32 rounding explains.
@@ -141,6 +147,14 @@ class Judge:
             for name, (relative, absolute) in errors.items()
             if relative > TOLERANCE and absolute <= ROUNDING * shaken[name][1]
         )
+
+    def _folded_in_half(self, plan: SlimPlan, errors: Mapping[str, tuple[float, float]]) -> frozenset[str]:
+        """The outputs whose error is that of folded weights, which are rounded to the 11 or 8 bits of their type.
+
+        Before it is folded the model has to be the twin.
+        """
+        near = frozenset(name for name, (relative, _) in errors.items() if relative <= HALF_TOLERANCE)
+        return near if near and self.twin(plan, fold=False).equal else frozenset()
 
     def _steps(self, twin: Outputs, small: Outputs) -> frozenset[str]:
         """The outputs of a quantised model that are the same but for a few steps."""

@@ -1,5 +1,19 @@
-"""`python -m onnxslim_merge`."""
+"""`python -m onnxslim_merge`, and the script of the same name."""
 
-from onnxslim_merge.cli import main
+from __future__ import annotations
 
-raise SystemExit(main())
+import sys
+
+
+def start() -> int:
+    """Run the command line; returns the exit code. An interrupt while it is imported, too, is one line."""
+    try:
+        from onnxslim_merge.cli import main
+    except KeyboardInterrupt:
+        print("onnxslim-merge: interrupted", file=sys.stderr)
+        return 130
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(start())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
-from onnxslim_merge.errors import UsageError
+from onnxslim_merge.errors import OutputError, UsageError
 from onnxslim_merge.model_io import build, load
 from onnxslim_merge.parsing import parse_input_shapes
 from onnxslim_merge.pipeline import Progress, SlimResult, run_slim
@@ -42,31 +46,55 @@ def slim(
     plan: a plan to replay; only options that do not decide a plan may stand beside it.
     save_plan, report: where to write the plan (with its .npz) and the report as JSON. All files appear, or none.
     dry_run: plan and report only; no model. progress: called with the name of each stage.
-    options: the fields of `Settings`; `ratio_for` also takes texts "REGEX=R", `input_shapes` texts "NAME:1,3,224,224",
+    options: the fields of `Settings`; `calibration_data` also takes an array, or arrays by input; `ratio_for`
+        texts "REGEX=R", `input_shapes` texts "NAME:1,3,224,224",
         `mean`, `std` and `scale` texts "0.5,1/255", paths may be texts. Warns (UserWarning) of options that have no
         effect.
     Without `output`, `result.model` holds the slimmed ModelProto; with it, the file appears only when verified.
     Raises SlimError: see `onnxslim_merge.errors` for its kinds.
     """
+    for name, value in (("output", output), ("plan", plan), ("save_plan", save_plan), ("report", report)):
+        if not isinstance(value, str | os.PathLike | None) and not (name == "plan" and isinstance(value, SlimPlan)):
+            raise UsageError(f"{name} {value!r:.80}: must be a path")
     if plan is not None:
         _refuse_beside_plan(options)
-    settings = make_settings(**options)
-    writes, data = output is not None and not dry_run, settings.calibration_data
-    images = data is not None and find_files(data).images
-    planned = settings if plan is None else settings.with_record(_plan(plan).settings)
-    for text in planned.without_effect(options, measures=not dry_run, writes=writes, images=images):
-        warnings.warn(text, stacklevel=2)
-    target, save_plan, report = (None if path is None else Path(path) for path in (output, save_plan, report))
-    return run_slim(
-        model,
-        target,
-        settings,
-        plan=Path(plan) if isinstance(plan, str) else plan,
-        save_plan=save_plan,
-        report=report,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    with _saved(options) as given:
+        settings = make_settings(**given)
+        writes, data = output is not None and not dry_run, settings.calibration_data
+        images = data is not None and find_files(data).images
+        planned = settings if plan is None else settings.with_record(_plan(plan).settings)
+        for text in planned.without_effect(options, measures=not dry_run, writes=writes, images=images):
+            warnings.warn(text, stacklevel=2)
+        target, save_plan, report = (None if path is None else Path(path) for path in (output, save_plan, report))
+        return run_slim(
+            model,
+            target,
+            settings,
+            plan=Path(plan) if isinstance(plan, str) else plan,
+            save_plan=save_plan,
+            report=report,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _saved(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options, with arrays as calibration data in a file, as they come from the command line."""
+    data = options.get("calibration_data")
+    if not isinstance(data, np.ndarray | Mapping):
+        yield options
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxslim_merge.") as folder:
+        path = Path(folder) / ("arrays.npz" if isinstance(data, Mapping) else "array.npy")
+        try:
+            if isinstance(data, Mapping):
+                np.savez(path, **{str(name): np.asarray(array) for name, array in data.items()})  # type: ignore[arg-type]
+            else:
+                np.save(path, data)
+        except OSError as error:
+            raise OutputError(f"calibration_data cannot be kept in {folder}: {error.strerror or error}") from error
+        yield options | {"calibration_data": path}
 
 
 def _plan(plan: SlimPlan | str | Path) -> SlimPlan:
@@ -85,25 +113,60 @@ def make_settings(**options: Any) -> Settings:
     known = set(Settings.__dataclass_fields__)
     if unknown := sorted(set(options) - known):
         raise UsageError(f"unknown option {unknown[0]!r}: the options are {', '.join(sorted(known))}")
-    rules = options.get("ratio_for") or ()
-    rules = [rules] if isinstance(rules, str | RatioRule) else rules
-    options["ratio_for"] = tuple(r if isinstance(r, RatioRule) else RatioRule.parse(r) for r in rules)
-    for name in ("exclude", "providers", "allow_inexact"):
-        value = options.get(name) or ()
-        options[name] = (value,) if isinstance(value, str) else tuple(value)
-    shapes = options.get("input_shapes") or {}
-    if not isinstance(shapes, Mapping):
-        options["input_shapes"] = parse_input_shapes([shapes] if isinstance(shapes, str) else shapes)
-    libraries = options.get("custom_ops") or ()
-    libraries = [libraries] if isinstance(libraries, str | Path) else libraries
-    options["custom_ops"] = tuple(Path(library).absolute() for library in libraries)  # else searched in system folders
-    for name in ("mean", "std"):
-        options[name] = parse_numbers(name, () if options.get(name) is None else options[name])
-    if options.get("scale") is not None:
-        (options["scale"],) = parse_numbers("scale", options["scale"], one=True)
-    if options.get("calibration_data") is not None:
-        options["calibration_data"] = Path(options["calibration_data"])
-    return Settings(**options)
+    for name, convert in _CONVERTED.items():
+        try:
+            if options.get(name) is not None:
+                options[name] = convert(options[name])
+            elif name in options:
+                del options[name]
+        except (TypeError, AttributeError) as error:
+            what = f"{option_name(name)}: {options[name]!r:.80} is of a type that it does not take"
+            raise UsageError(f"{what} ({type(options[name]).__name__})") from error
+    for name in _SWITCHES:
+        if not isinstance(options.get(name, False), bool):
+            raise UsageError(f"{option_name(name)} {options[name]!r:.80}: must be True or False")
+    try:
+        return Settings(**options)
+    except (TypeError, AttributeError) as error:
+        raise UsageError(f"an option is of a type that it does not take: {error}") from error
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(item, str) for item in found):
+        raise TypeError
+    return found
+
+
+def _rules(value: Any) -> tuple[RatioRule, ...]:
+    found = [value] if isinstance(value, str | RatioRule) else value
+    return tuple(r if isinstance(r, RatioRule) else RatioRule.parse(r) for r in found)
+
+
+def _shapes(value: Any) -> Mapping[str, tuple[int, ...]]:
+    if isinstance(value, Mapping):
+        return {name: tuple(shape) for name, shape in value.items()}
+    return parse_input_shapes([value] if isinstance(value, str) else value)
+
+
+def _libraries(value: Any) -> tuple[Path, ...]:
+    found = [value] if isinstance(value, str | Path) else value
+    return tuple(Path(library).absolute() for library in found)  # else searched in system folders
+
+
+_CONVERTED: dict[str, Callable[[Any], Any]] = {
+    "ratio_for": _rules,
+    "exclude": _several,
+    "providers": _several,
+    "allow_inexact": _several,
+    "input_shapes": _shapes,
+    "custom_ops": _libraries,
+    "mean": lambda value: parse_numbers("mean", value),
+    "std": lambda value: parse_numbers("std", value),
+    "scale": lambda value: parse_numbers("scale", value, one=True)[0],
+    "calibration_data": Path,
+}
+_SWITCHES = ("keep_batchnorm", "external_data")
 
 
 def analyse(

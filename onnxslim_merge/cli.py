@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from onnxslim_merge.api import slim
-from onnxslim_merge.errors import OutputError, SlimError, UsageError
+from onnxslim_merge.errors import OutputError, SlimError, UsageError, VerifyError
 from onnxslim_merge.options import ImageOptions, RunOptions, SettingsOptions
 from onnxslim_merge.provenance import version
 from onnxslim_merge.report import Report, progress, render
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (default: `sys.argv`); returns the exit code. Raises nothing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if "" in arguments:
+            raise UsageError("one of the arguments is empty: is a variable of the shell not set?")
         with _one_line_warnings(), _terminable():
             code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
@@ -108,6 +110,8 @@ def _described(error: BaseException) -> tuple[int, str]:
         return UsageError.exit_code, f"{str(error).rstrip('.')}: see --help"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError):
+        return VerifyError.exit_code, f"not enough memory ({error}): try a smaller --memory-limit or --input-shapes"
     what = f"internal error ({type(error).__name__}: {error})"
     return INTERNAL, f"{what}: please report this; --debug shows the traceback"
 

@@ -134,7 +134,12 @@ class SettingsOptions:
         bool, Parameter(group=_METHOD, help="Do not fold BatchNormalization into the weights.")
     ] = False
     seed: Annotated[
-        int | None, Parameter(group=_METHOD, converter=_whole, help=f"For synthetic inputs. (default {_DEFAULT.seed})")
+        int | None,
+        Parameter(
+            group=_METHOD,
+            converter=_whole,
+            help=f"Of all that is drawn: synthetic inputs, crops, rows. (default {_DEFAULT.seed})",
+        ),
     ] = None
     input_shapes: Annotated[
         tuple[str, ...], Parameter(group=_MODEL, help="NAME:1,3,224,224: the sizes at which an input is tried.")

@@ -19,6 +19,7 @@ from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.compensation import Solution, solve
 from onnxslim_merge.model_io import Source, build, load, staged_output
 from onnxslim_merge.numerics import Device
+from onnxslim_merge.pixels import doubts
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.planning import build_plan
 from onnxslim_merge.preflight import Targets, check_options, check_targets, inputs_of
@@ -145,6 +146,9 @@ class Work:
             self.notes += remarks.on_pixels(asked, self.samples)
             guesses = self.run.settings.refits and not has_batchnorm and asked.pixels == "auto"
             self.guessed = self.samples.pixels if guesses else ""
+        elif self.run.settings.carries_mean or self.run.settings.criterion in ("impact", "greedy"):
+            doubt = doubts(self.graph, self.source, asked, self.probes[0], self.samples)
+            self.notes += [] if doubt is None else [doubt]
         self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:
@@ -153,6 +157,7 @@ class Work:
         self.refitter = None  # of other settings
         with run.stage("select"):
             found = amounts(self.analysis, settings)
+            self.notes += remarks.on_rules(self.analysis, settings, found)
             statistics = self._statistics(views, found)
             self._select(views, found, statistics)
         if not check:
@@ -218,6 +223,8 @@ class Work:
     def _build(
         self, kept: Mapping[str, NDArray[np.int64]], found: Mapping[str, Amount], solution: Solution
     ) -> SlimPlan:
+        if self.refitter is not None:
+            self.run.settings = self.refitter.instead(self.run.settings)
         settings = self.run.settings
         return build_plan(
             self.analysis, kept, solution, found,
@@ -227,6 +234,7 @@ class Work:
     def replay(self, plan: SlimPlan) -> SlimPlan:
         """The same plan on the same file; on another export the same choice, compensated anew with its settings."""
         if plan.source_sha256 == self.source.sha256:
+            self.guessed = ""  # nothing is refitted
             return plan
         self.notes.append(
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"

@@ -9,6 +9,7 @@ the image any more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnxslim_merge.settings import Settings
 RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
 EVIDENCE = 3.0  # means are so many times further out on normal pixels than on those of a range that is taken instead
 USUAL = 0.3  # no range has been seen to bring means nearer
+DOUBTFUL = 2.5  # the same on real images, of which only a note comes: right ones were twice as far out at most
 LAYERS = 8
 IMAGES, ELEMENTS = (2, 16), 1 << 18  # least and most, and numbers in all
 Place = tuple[str, int]  # a tensor, and its axis of channels
@@ -39,25 +41,61 @@ def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Prob
     specs, places = input_specs(source.proto), list(_outputs(graph))[:LAYERS]
     if settings.calibration_data is not None or not places or not any(_is_image(spec, probe) for spec in specs):
         return "normal"
-    count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
-    samples = synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, images="dead leaves")
+    samples = _made_up(specs, settings, probe)
     try:
-        with runnable(graph, source) as model:
-            runner = Runner(
-                _cut(model, [name for name, _ in places]), custom_ops=settings.custom_ops, label="the prepared model",
-                lean=isinstance(model, Path),
-            )  # fmt: skip
-
-            def outlying(pixels: str) -> float:
-                return _outlying(runner, in_range(samples, specs, pixels), places)
-
-            normal = outlying("normal")
+        with _layers(graph, source, settings, places) as runner:
+            normal = _outlying(runner, samples, places)
             if normal < EVIDENCE * USUAL or not np.isfinite(normal):
                 return "normal"
-            least, found = min((outlying(pixels), pixels) for pixels in RANGES)
+            least, found = _nearest(runner, samples, specs, places)
     except SlimError:  # what cannot be run is said elsewhere
         return "normal"
     return found if normal >= EVIDENCE * least else "normal"
+
+
+def doubts(graph: gs.Graph, source: Source, settings: Settings, probe: Probe, samples: Samples) -> str | None:
+    """What to say of calibration data whose images hold other pixels than layers clearly expect; else None."""
+    specs, places = input_specs(source.proto), list(_outputs(graph))[:LAYERS]
+    if not places or not any(_is_image(spec, probe) for spec in specs):
+        return None
+    made_up = _made_up(specs, settings, probe)
+    try:
+        with _layers(graph, source, settings, places) as runner:
+            real = _outlying(runner, samples.first(made_up.count, specs), places)
+            if real < DOUBTFUL * USUAL or not np.isfinite(real):
+                return None
+            least, found = min(_nearest(runner, made_up, specs, places), (_outlying(runner, made_up, places), "normal"))
+    except SlimError:
+        return None
+    if real < DOUBTFUL * least:
+        return None
+    what = "mean 0 and deviation 1" if found == "normal" else found
+    return (
+        f"the calibration data may be scaled wrongly: in the first layers means are {real:.1f} times their spread away"
+        f" from zero, but {least:.1f} times on made-up images with pixels of {what}; see --mean, --std, --scale"
+    )
+
+
+def _made_up(specs: Sequence[InputSpec], settings: Settings, probe: Probe) -> Samples:
+    count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
+    return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, images="dead leaves")
+
+
+@contextmanager
+def _layers(graph: gs.Graph, source: Source, settings: Settings, places: Sequence[Place]) -> Iterator[Runner]:
+    """A session of the first layers."""
+    with runnable(graph, source) as model:
+        yield Runner(
+            _cut(model, [name for name, _ in places]), custom_ops=settings.custom_ops, label="the prepared model",
+            lean=isinstance(model, Path),
+        )  # fmt: skip
+
+
+def _nearest(
+    runner: Runner, samples: Samples, specs: Sequence[InputSpec], places: Sequence[Place]
+) -> tuple[float, str]:
+    """The range on which means are nearest to zero, behind how far they are."""
+    return min((_outlying(runner, in_range(samples, specs, pixels), places), pixels) for pixels in RANGES)
 
 
 def _is_image(spec: InputSpec, probe: Probe) -> bool:

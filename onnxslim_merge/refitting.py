@@ -52,6 +52,15 @@ class Refitter:
         kept = repair(self.views.analysis, self.last.kept, self.last.scores)
         return Selection(kept, self.last.scores)
 
+    def instead(self, settings: Settings) -> Settings:
+        """What was done, where least squares are not possible."""
+        if not self.hopeless:
+            return settings
+        criterion = "consumer" if settings.criterion == "greedy" else settings.criterion
+        return replace(
+            settings, criterion=criterion, compensation="mean+merge" if settings.refits else settings.compensation
+        )
+
     def solve(self, kept: Kept) -> Solution:
         """New weights and biases for these channels; by merging where least squares are not possible."""
         if self.last is None or not _same(self.last.kept, kept):

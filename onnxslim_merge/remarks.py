@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
+from onnxslim_merge.channels.analysis import Analysis
 from onnxslim_merge.model_io import Source
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.samples import Samples
+from onnxslim_merge.select import Amount, producer_names
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.verify.fidelity import Fidelity
 from onnxslim_merge.verify.gates import Twin
@@ -26,6 +29,20 @@ def on_pixels(asked: Settings, samples: Samples) -> list[str]:
     """Of `--pixels` where it says nothing."""
     idle = asked.pixels != "auto" and not samples.pixels
     return ["--pixels has no effect: no input is an image of floats"] if idle else []
+
+
+def on_rules(analysis: Analysis, settings: Settings, amounts: Mapping[str, Amount]) -> list[str]:
+    """Of `--ratio-for` that only matches groups which stay whole for another reason."""
+    names, notes = {cell.name: producer_names(analysis, cell) for cell in analysis.cells}, []
+    for rule in settings.ratio_for:
+        cells = [cell for cell, found in names.items() if any(re.search(rule.pattern, name) for name in found)]
+        if cells and all(amounts[cell].status in ("frozen", "excluded") for cell in cells) and rule.ratio:
+            rest = f", and {len(cells) - 1} more" if len(cells) > 1 else ""
+            why = amounts[cells[0]].reason
+            notes.append(
+                f"--ratio-for {rule.pattern}={rule.ratio:g} without effect: {cells[0]} stays whole ({why}){rest}"
+            )
+    return notes
 
 
 def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: bool, guessed: str) -> list[str]:

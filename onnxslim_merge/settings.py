@@ -256,7 +256,7 @@ class Settings:
         if not self.merges:
             idle[f"with --compensation {self.compensation}"] = ["threshold", "lam", "donors"]
         elif self.donors == "all" or (self.donors == "auto" and (self.refits or self.compensation == "auto")):
-            idle["with all donors"] = ["lam"]
+            idle["with least squares" if self.refits and self.donors == "auto" else "with all donors"] = ["lam"]
         elif self.uses_clusters:
             idle["where the representative is the donor"] = ["lam"]
         if not self.merges and self.criterion != "greedy" and not self.criterion.startswith("reprune"):

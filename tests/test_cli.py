@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ from textmodels import parse, weights
 
 import onnxslim_merge
 from onnxslim_merge import SlimPlan
+from onnxslim_merge.__main__ import start
 from onnxslim_merge.cli import main
-from onnxslim_merge.errors import OutputError, UsageError
+from onnxslim_merge.errors import InputError, OutputError, UsageError
 from onnxslim_merge.parsing import parse_input_shapes
 from onnxslim_merge.settings import RatioRule, Settings
 
@@ -375,3 +377,84 @@ def test_python_api_says_what_is_wrong(cli: Cli):
         onnxslim_merge.slim("in.onnx", ration=0.3)
     with pytest.raises(OutputError, match="nowhere"):
         onnxslim_merge.slim("in.onnx", report="nowhere/report.json")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"ratio_for": 5},
+        {"ratio_for": [("fc1", 0.7)]},
+        {"exclude": 5},
+        {"providers": 3},
+        {"input_shapes": 5},
+        {"custom_ops": 3},
+        {"device": 0},
+        {"plan": {}},
+        {"report": 5},
+        {"output": 5},
+        {"keep_batchnorm": "no"},
+        {"external_data": 1},
+        {"calibration_data": 5},
+    ],
+    ids=str,
+)
+def test_options_of_a_wrong_type_are_usage_errors(cli: Cli, option: dict[str, Any]):
+    (name,) = option
+    with pytest.raises(UsageError) as caught:
+        onnxslim_merge.slim("in.onnx", **{"dry_run": True, **option})
+    assert name in str(caught.value).replace("-", "_") or "type" in str(caught.value)
+
+
+def test_arrays_are_calibration_data(cli: Cli):
+    rows = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    np.savez("data.npz", x=rows)
+    found = [
+        onnxslim_merge.slim("in.onnx", calibration_data=data).model.SerializeToString()
+        for data in ("data.npz", rows, {"x": rows})
+    ]
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(InputError, match=r"arrays\.npz"):
+        onnxslim_merge.slim("in.onnx", calibration_data={"other": rows})
+
+
+def test_what_is_public_is_loaded_when_it_is_asked_for():
+    code = (
+        "import sys, onnxslim_merge; assert 'onnx' not in sys.modules; assert 'slim' in dir(onnxslim_merge);"
+        "from onnxslim_merge import *; assert onnxslim_merge.slim is slim and SlimError.exit_code == 1"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'slam'"):
+        onnxslim_merge.slam  # noqa: B018
+
+
+def test_an_interrupt_while_it_is_imported_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys):
+    class Interrupted(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "onnxslim_merge.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "onnxslim_merge.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert start() == 130
+    assert one_line(capsys.readouterr().err) == "interrupted"
+
+
+def test_an_empty_argument_is_a_variable_that_is_not_set(cli: Cli):
+    assert "empty" in cli.refused(2, "in.onnx", "out.onnx", "--calibration-data", "")
+
+
+def test_too_little_memory_is_no_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 570. TiB")
+
+    monkeypatch.setattr("onnxslim_merge.pipeline.probe_shapes", greedy)
+    text = cli.refused(6, "in.onnx", "out.onnx")
+    assert "not enough memory (Unable to allocate 570. TiB)" in text
+    assert "report" not in text
+
+
+@pytest.mark.parametrize("kind", ["frozen", "excluded"])
+def test_a_ratio_for_what_stays_whole_is_said(cli: Cli, kind: str):
+    rule, more = ("fc3=0.5", []) if kind == "frozen" else ("fc1=0.5", ["--exclude", "fc1"])
+    out = cli.ok("in.onnx", "--ratio-for", rule, *more)
+    assert f"--ratio-for {rule} without effect" in " ".join(out.split())

@@ -203,6 +203,13 @@ def test_too_few_samples_are_said_and_merged(tmp_path):
     result = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, **FIT)
     assert any("no least squares (3 samples are too few" in note for note in result.report.notes)
     assert any("chosen by --criterion consumer instead" in note for note in result.report.notes)
+    done = {name: result.report.settings[name] for name in ("criterion", "compensation")}
+    assert done == {"criterion": "consumer", "compensation": "mean+merge"}
+    assert {name: result.plan.settings[name] for name in done} == done
+    same = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, **done, donors="all")
+    assert all(
+        np.array_equal(a, b) for a, b in zip(weights(result.model).values(), weights(same.model).values(), strict=True)
+    )
 
 
 def test_what_failed_once_is_not_tried_again(tmp_path, monkeypatch):

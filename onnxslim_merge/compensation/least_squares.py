@@ -72,7 +72,9 @@ def least_squares(
             found = corrections(views.analysis, tracks)
     else:
         every = augmented(feeds, specs, HELD_OUT, augment=settings.augment, seed=settings.seed)
-        if settings.augment == "crops" and len(every) == len(feeds):
+        if len(every) > len(feeds):
+            notes.append("the samples look like images, so layers are fitted to mirror images, too (--augment)")
+        elif settings.augment == "crops":
             notes.append("--augment crops without effect, as not all inputs that hold samples look like images")
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.

@@ -82,6 +82,8 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
         }
         means = {place: float(np.mean(found)) for place, found in scores.items() if not np.isnan(found).any()}
         best = max(means, key=lambda place: means[place])
+        variants = [v for v in variants if any(v == place[0] for place in means)]
+        compensations = [c for c in compensations if any(c == place[1] for place in means)]
         where = "; ".join(f"{case} at {', '.join(r or 'its ratio' for r in complete[case])}" for case in cases)
         lines += [
             f"Mean agreement in percent over what is measured in full {title}, and of use: {where}. The best:",

@@ -156,7 +156,7 @@ class SettingsOptions:
         Parameter(
             group=_MODEL,
             help="mirror: least squares also see calibration images mirrored; none: not, where left and right matter;"
-            " crops: two crops of each, too, which serve few photographs, for three times the time."
+            " crops: two crops of each, too, which serve few photographs, for twice the time."
             f" (default {_DEFAULT.augment})",
         ),
     ] = None

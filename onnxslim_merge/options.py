@@ -73,8 +73,8 @@ class SettingsOptions:
         Criterion | None,
         Parameter(
             group=_METHOD,
-            help="Which channels stay. auto: greedy with least-squares, on data or what BatchNormalization tells, where"
-            " accuracy counts more than minutes; else consumer, the best without data (docs/criteria.md). l2-gm where"
+            help="Which channels stay. auto: greedy with least-squares, where accuracy counts more than minutes; else"
+            " consumer, the best without data (docs/criteria.md). l2-gm where"
             " all is fully connected; reprune where filters repeat each other, with --geometry cosine at any scale."
             f" (default {_DEFAULT.criterion})",
         ),

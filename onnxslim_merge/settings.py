@@ -60,8 +60,7 @@ class RatioRule:
 class Settings:
     """What the user asked for. Raises UsageError on construction if a value is out of range.
 
-    criterion: "auto" = "greedy" where consumers are refitted by least squares on calibration data or with what
-        BatchNormalization knows, else "consumer".
+    criterion: "auto" = "greedy" where consumers are refitted by least squares, else "consumer".
     compensation: "auto" = "least-squares" with calibration data; without, merging by all donors: "mean+merge" for files
         that keep BatchNormalization, else "merge", as means of synthetic inputs alone do more harm than good.
     ratio: share of channels removed from every cell, 0 <= ratio < 1.
@@ -214,8 +213,8 @@ class Settings:
         fits = compensation == "least-squares"
         donors = "all" if self.donors == "auto" and (self.compensation == "auto" or fits) else self.donors
         criterion = self.criterion
-        if criterion == "auto":  # samples that are not of the data say little where no BatchNormalization corrects them
-            criterion = "greedy" if fits and (has_batchnorm or self.calibration_data is not None) else "consumer"
+        if criterion == "auto":
+            criterion = "greedy" if fits else "consumer"
         return replace(self, criterion=criterion, compensation=compensation, donors=donors, pixels=pixels)
 
     def record(self) -> dict[str, Any]:

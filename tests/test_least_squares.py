@@ -503,10 +503,11 @@ def test_weights_choose_where_samples_are_too_few(tmp_path):
     assert many.plan.cells[0].keep != by_weights.plan.cells[0].keep
 
 
-def test_without_data_and_batchnorm_weights_choose():
-    model = parse(PLAIN)
-    plan = onnxslim_merge.slim(model, compensation="least-squares", dry_run=True).plan
-    assert (plan.settings["criterion"], plan.settings["compensation"]) == ("consumer", "least-squares")
+@pytest.mark.parametrize(("compensation", "criterion"), [("least-squares", "greedy"), ("merge", "consumer")])
+def test_greedy_chooses_wherever_layers_are_refitted(compensation, criterion):
+    """Without data and BatchNormalization, too: decision 0013."""
+    plan = onnxslim_merge.slim(parse(PLAIN), compensation=compensation, dry_run=True).plan
+    assert (plan.settings["criterion"], plan.settings["compensation"]) == (criterion, compensation)
 
 
 @pytest.mark.parametrize("end", ["Relu (h)", "Clip (h, low, high)"])

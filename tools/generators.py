@@ -3,10 +3,10 @@
     python tools/generators.py FOLDER SHARED [--cases REGEX] [--threads 1]
 
 Every generator takes the place of the dead leaves that synthetic samples are made of, or of the varied ones of which
-BatchNormalization chooses; without it channels are chosen by `consumer`, as is usual there, else by `greedy`. What was
-measured lies in FOLDER/generators.json, which tools/compensation.py writes into its page; agreement is that of the
-highest class with the original's on unlabelled calibration images, and distance that of all outputs, in units of their
-spread over images, both as means over seeds.
+BatchNormalization chooses; without it channels are chosen by `consumer`, so that images alone differ, else by `greedy`.
+What was measured lies in FOLDER/generators.json, which tools/compensation.py writes into its page; agreement is that of
+the highest class with the original's on unlabelled calibration images, and distance that of all outputs, in units of
+their spread over images, both as means over seeds.
 """
 
 from __future__ import annotations

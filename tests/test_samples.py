@@ -154,10 +154,12 @@ def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00 cut off")
     (tmp_path / "x.npz").write_bytes(b"PK no archive")
     (tmp_path / "x.txt").write_text("hello")
+    (tmp_path / "text.npz").write_text("renamed")
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("x.npy", "not readable"),
         ("x.npz", "not readable"),
+        ("text.npz", "neither .npy nor .npz"),
         ("x.txt", "must be .npz, .npy"),
         ("gone.npy", "no such"),
         ("empty", "holds no .npz or .npy"),

@@ -51,7 +51,8 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:
     except Exception as error:  # numpy, zipfile and the OS raise a dozen classes for a damaged file
         why = " ".join(str(error).split())[:200]
         if "allow_pickle" in why:  # advice for programmers, and not for files from anywhere
-            why = "it is neither .npy nor .npz, or holds Python objects: save plain arrays of numbers"
+            objects = why.startswith("Object arrays")
+            why = "it holds Python objects; save plain arrays of numbers" if objects else "it is neither .npy nor .npz"
         raise InputError(f"{file}: not readable as NumPy data ({why})") from None
     if isinstance(arrays, np.ndarray):
         if len(specs) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,10 @@ def _saved(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         path = Path(folder) / ("arrays.npz" if isinstance(data, Mapping) else "array.npy")
         try:
             if isinstance(data, Mapping):
-                np.savez(path, **{str(name): np.asarray(array) for name, array in data.items()})  # type: ignore[arg-type]
+                with zipfile.ZipFile(path, "w") as archive:  # as numpy.savez does, but for inputs of any name
+                    for name, array in data.items():
+                        with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                            np.lib.format.write_array(stream, np.asarray(array))
             else:
                 np.save(path, data)
         except OSError as error:

@@ -413,6 +413,11 @@ def test_arrays_are_calibration_data(cli: Cli):
         for data in ("data.npz", rows, {"x": rows})
     ]
     assert found[0] == found[1] == found[2]
+    named = parse(
+        "g (float[N, 6] file) => (float[N, 4] y) <float[6, 8] w, float[8, 4] v> { a = MatMul (file, w)"
+        "b = Relu (a) y = MatMul (b, v) }"
+    )
+    assert onnxslim_merge.slim(named, calibration_data={"file": rows}).report.samples == 40
     with pytest.raises(InputError, match=r"arrays\.npz"):
         onnxslim_merge.slim("in.onnx", calibration_data={"other": rows})
 

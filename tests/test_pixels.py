@@ -127,3 +127,12 @@ def test_data_that_are_scaled_otherwise_than_layers_expect_are_said(text, expect
     found = [note for note in notes if "the calibration data may be scaled wrongly" in note]
     assert len(found) == (said is not None)
     assert all(f"with pixels of {said};" in note for note in found)
+
+
+def test_a_plan_that_is_replayed_as_it_is_is_not_said_to_be_refitted(tmp_path):
+    model = trained_on(FIRST, 0, 255)
+    result = onnxslim_merge.slim(model, compensation="least-squares")
+    assert any("refitted on made-up images with pixels of 0:255" in note for note in result.report.notes)
+    again = onnxslim_merge.slim(model, plan=result.plan)
+    assert again.model.SerializeToString() == result.model.SerializeToString()
+    assert not any("refitted on" in note for note in again.report.notes)

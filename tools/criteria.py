@@ -5,10 +5,9 @@
 SHARED is the folder with `models/`, `data/` and `score.py` that this project's developers have beside their clone. What
 was measured lies in FOLDER, a JSON file for each case, so that an interrupted run goes on where it stopped, and several
 may run beside each other on different cases; the page is written from those files alone (`--cases '^$' --write FILE`:
-nothing but that). Models are slimmed without
-data and without verification, which the tests and every real run do. Accuracy is top-1 on the labelled test set, all of
-it; agreement is that of the highest class with the original's on unlabelled training images (`x_calib`), which is what
-defaults are chosen by.
+nothing but that). Models are slimmed without data and without verification, which the tests and every real run do.
+Accuracy is top-1 on the labelled test set, all of it; agreement is that of the highest class with the original's on
+unlabelled training images (`x_calib`), which is what defaults are chosen by.
 """
 
 from __future__ import annotations

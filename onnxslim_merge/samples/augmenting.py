@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,7 @@ class _Views(Sequence[Feed]):
     def __len__(self) -> int:
         return len(self.views)
 
-    @overload
-    def __getitem__(self, index: int) -> Feed: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
-    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
-        if isinstance(index, slice):
-            return _Views(self.feeds, self.axes, self.views[index], self.seed)
+    def __getitem__(self, index: Any) -> Any:  # of one batch; nobody takes slices
         batch, view = self.views[index]
         feed = self.feeds[batch]
         if not view:

@@ -130,9 +130,22 @@ def test_data_that_are_scaled_otherwise_than_layers_expect_are_said(text, expect
 
 
 def test_a_plan_that_is_replayed_as_it_is_is_not_said_to_be_refitted(tmp_path):
+    """Fitted to data, which the replay is not given, and does not need."""
     model = trained_on(FIRST, 0, 255)
-    result = onnxslim_merge.slim(model, compensation="least-squares")
-    assert any("refitted on made-up images with pixels of 0:255" in note for note in result.report.notes)
+    blind = onnxslim_merge.slim(model, compensation="least-squares", dry_run=True)
+    assert any("refitted on made-up images with pixels of 0:255" in note for note in blind.report.notes)
+    data, _ = calibration(tmp_path, model, 32)
+    result = onnxslim_merge.slim(model, calibration_data=data)
     again = onnxslim_merge.slim(model, plan=result.plan)
     assert again.model.SerializeToString() == result.model.SerializeToString()
     assert not any("refitted on" in note for note in again.report.notes)
+
+
+@pytest.mark.parametrize(("real", "said"), [(0.5, False), (0.8, True)])
+def test_means_near_zero_are_no_doubt_however_near_others_are(real, said, tmp_path, monkeypatch):
+    model = trained_on(FIRST, 0, 1)
+    data, _ = calibration(tmp_path, model, 16)
+    far = lambda runner, samples, places: real if "data.npz" in samples.source else 0.1  # noqa: E731
+    monkeypatch.setattr("onnxslim_merge.pixels._outlying", far)
+    notes = onnxslim_merge.slim(model, calibration_data=data, dry_run=True).report.notes
+    assert any("may be scaled wrongly" in note for note in notes) == said

@@ -70,7 +70,7 @@ def input_rows(
             at = lines[axis][:, tap[axis]]
             place, inside = place * size + at, inside & (at >= 0)
         found[:, index] = flat[np.where(inside, place, flat.shape[0] - 1)]
-    return found.reshape(chosen[0].size, len(taps) * channels.size)
+    return found.reshape(chosen[0].size, -1)
 
 
 def _line(window: Window, axis: int, size: int, out: int) -> Ids:

@@ -78,20 +78,22 @@ class Runner:
         optimize: bool = True,
         custom_ops: Iterable[Path] = (),
         lean: bool = False,
+        arena: bool = True,
         label: str = "the model",
         tf32: bool = False,
         profile: bool = False,
     ) -> None:
         """Create the session.
 
-        optimize: False runs the graph as written. lean: avoids copies of the weights.
+        optimize: False runs the graph as written. lean: avoids copies of the weights. arena: keep the memory of
+        intermediate tensors for the next run.
         tf32: allow CUDA its 10-bit mantissa, ONNX Runtime's own default; off here, because proofs need float32.
         profile: record which provider runs each node, for `nodes_per_provider`.
         """
         ort = load_onnxruntime()
         self.label = label
         _require_available(ort, providers, label)
-        options = _session_options(ort, optimize=optimize, lean=lean)
+        options = _session_options(ort, optimize=optimize, lean=lean, arena=arena)
         if profile:
             folder = tempfile.mkdtemp(prefix="onnxslim-merge-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -136,13 +138,14 @@ class Runner:
         return dict(sorted(Counter(provider for provider, _, _ in kernels if provider).items()))
 
 
-def _session_options(ort: Any, *, optimize: bool, lean: bool) -> Any:
+def _session_options(ort: Any, *, optimize: bool, lean: bool, arena: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if lean or not arena:
         options.enable_cpu_mem_arena = False
     # Threads that wait for the next run would slow down other sessions (measuring ResNet-20, 2 cores: 1.6x) and BLAS
     # (least squares of VGG-16: 1.25x).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from onnxslim_merge.compensation.ridge import fit
 from onnxslim_merge.criteria.surgeon import Term, surgeon
 from onnxslim_merge.samples.leaves import LARGE, dead_leaves
 from onnxslim_merge.statistics.gram import Gram
-from onnxslim_merge.statistics.tracks import Tracks
+from onnxslim_merge.statistics.tracks import Store, Tracks
 from onnxslim_merge.statistics.windows import input_rows, output_rows
 
 # -- rows ------------------------------------------------------------------------------------------------------------
@@ -328,6 +330,52 @@ def test_each_node_runs_once_in_each_network(monkeypatch):
         tracks.taps.discard(wanted[0])
         tracks.advance(wanted, wanted, lambda *_: None)
     assert sorted(ran) == sorted([*"arbspfg", *"bspfg"])
+
+
+@given(
+    st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?", "O"]),
+    st.lists(st.integers(0, 40), min_size=0, max_size=3),
+    st.booleans(),
+    st.sampled_from([0, 3000, 1 << 30]),
+)
+@settings(max_examples=60, deadline=None)
+def test_arrays_come_back_from_memory_and_from_files(kind, shape, turned, limit):
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(kind)
+    array = array.T if turned else array
+    store = Store(1 << 30 if kind == "O" else limit)  # strings cannot be mapped from files
+    store.put(True, "a", 0, array)
+    expected, found = array.copy(), store.get(True, "a", 0)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    store.drop(True, "a", 0)
+    assert store.held == 0
+    assert store.names(True) == []
+    store.close()
+
+
+def test_what_is_held_lies_in_memory_of_its_own_that_the_system_takes_back():
+    store = Store(1 << 30)
+    store.put(False, "a", 0, np.ones((64, 64), np.float32))
+    found = store.get(False, "a", 0)
+    while isinstance(found, np.ndarray):
+        found = found.base
+    assert isinstance(found.obj if isinstance(found, memoryview) else found, mmap.mmap)
+
+
+def test_pieces_keep_no_memory_between_runs(monkeypatch):
+    import onnxslim_merge.statistics.tracks as module
+
+    arenas = []
+
+    class Noting(module.Runner):
+        def __init__(self, model, **more):
+            super().__init__(model, **more)
+            arenas.append(self.session.get_session_options().enable_cpu_mem_arena)
+
+    monkeypatch.setattr(module, "Runner", Noting)
+    tracks = Tracks(parse(BRANCHES), [{"x": np.ones((1, 3, 8, 8), np.float32)}], taps=["y"], changing=["b"])
+    tracks.advance(["y"], ["y"], lambda *_: None)
+    assert arenas == [False, False]
 
 
 def test_leaves_are_seeded_and_have_edges():

@@ -7,6 +7,7 @@ memory, or in a temporary folder above a limit.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -52,6 +53,7 @@ class Store:
                     f"activations cannot be kept in {where}: set TMPDIR or a higher --memory-limit"
                 ) from error
         else:
+            item = _on_pages(array)
             self.held += array.nbytes
         self._arrays.setdefault((slim, name), {})[batch] = item
 
@@ -257,7 +259,7 @@ class Tracks:
                     graph, opset_imports=self._model.opset_import, functions=self._model.functions
                 )
                 model.ir_version = self._model.ir_version
-                session = Runner(model, custom_ops=self.custom_ops, label="a piece of the prepared model")
+                session = Runner(model, arena=False, custom_ops=self.custom_ops, label="a piece of the prepared model")
             return session.run(feeds, names)
 
         return go
@@ -291,6 +293,15 @@ class Tracks:
                 found.add(index)
                 stack += [i for name in self._nodes[index].output for i in self._readers.get(name, ())]
         return found
+
+
+def _on_pages(array: Array) -> Array:
+    """A copy that the system takes back whole when it is dropped: an allocator's heap would be full of holes."""
+    if array.nbytes < mmap.PAGESIZE or array.dtype.hasobject:
+        return array
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes, access=mmap.ACCESS_COPY), array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
 
 
 def _typed(name: str, array: Array) -> onnx.ValueInfoProto:

@@ -463,3 +463,8 @@ def test_a_ratio_for_what_stays_whole_is_said(cli: Cli, kind: str):
     rule, more = ("fc3=0.5", []) if kind == "frozen" else ("fc1=0.5", ["--exclude", "fc1"])
     out = cli.ok("in.onnx", "--ratio-for", rule, *more)
     assert f"--ratio-for {rule} without effect" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("option", [["--keep-batchnorm"], ["--allow-inexact", "layernorm"]])
+def test_a_switch_that_finds_nothing_to_do_is_said(cli: Cli, option: list[str]):
+    assert f"{option[0]} has no effect" in " ".join(cli.ok("in.onnx", "--ratio", "0.5", *option).split())

@@ -207,6 +207,7 @@ def test_copies_behind_batchnorm_are_merged_in_the_folded_sense(seed, function, 
     values, source = plant_batchnorm(weights(model), seed)
     model = replace_weights(model, values)
     result = slim(model, ratio=KEPT_RATIO, keep_batchnorm=keep_batchnorm)
+    assert not [note for note in result.report.notes if "has no effect" in note]
     assert kept_by_output(result.plan)["a"] == np.flatnonzero(source == np.arange(TOTAL)).tolist()
     fed = feeds(model, {"N": 5}, seed)
     assert distance(run(model, fed), run(result.model, fed)) <= 1e-4

@@ -156,8 +156,8 @@ class SettingsOptions:
         Parameter(
             group=_MODEL,
             help="mirror: least squares also see calibration images mirrored; none: not, where left and right matter;"
-            " crops: two crops of each, too, which serve few photographs, for twice the time."
-            f" (default {_DEFAULT.augment})",
+            " crops: two crops of each, too, which serve few photographs, for twice the time; auto: crops for fewer"
+            f" than 256 images of 64 pixels or more, else mirror. (default {_DEFAULT.augment})",
         ),
     ] = None
     pixels: Annotated[

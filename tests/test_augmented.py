@@ -10,7 +10,7 @@ from test_least_squares import calibration
 from textmodels import parse, weights
 
 import onnxslim_merge
-from onnxslim_merge.samples import InputSpec, augmented, augmenting
+from onnxslim_merge.samples import InputSpec, augmented, augmenting, what_helps
 
 LARGE = (3, 64, 80)
 
@@ -49,10 +49,26 @@ def test_mirror_images_follow_each_cycle(shape):
         ("mirror", LARGE, 2),
         ("crops", LARGE, 4),
         ("crops", (3, 1, 32), 1),  # no image
+        ("auto", LARGE, 4),
+        ("auto", (3, 63, 80), 2),
+        ("auto", (3, 1, 32), 1),
     ],
 )
 def test_how_many_there_are(augment, shape, times):
     assert len(augmented(batches(1, *shape), [spec(*shape)], 8, augment=augment)) == times * 8
+
+
+@pytest.mark.parametrize(("count", "found"), [(31, "crops"), (32, "mirror")])
+@pytest.mark.parametrize("asked", ["auto", "crops", "mirror", "none"])
+def test_crops_are_for_few_photographs(asked, count, found):
+    feeds = batches(count, *LARGE, dtype=np.uint8)
+    assert what_helps(asked, feeds, [spec(*LARGE, dtype=np.uint8)]) == (found if asked == "auto" else asked)
+
+
+def test_the_smaller_of_two_images_decides():
+    specs = [spec(*LARGE), spec(3, 32, 32, name="small")]
+    feeds = [{"x": feed["x"], "small": feed["x"][:, :, :32, :32]} for feed in batches(1, *LARGE)]
+    assert what_helps("auto", feeds, specs) == "mirror"
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
@@ -186,8 +202,17 @@ def test_who_sees_no_crops_is_told(tmp_path):
         assert any("--augment crops without effect" in note for note in notes) == said
 
 
-@pytest.mark.parametrize(("augment", "said"), [("mirror", True), ("crops", True), ("none", False)])
-def test_mirror_images_that_count_are_said(tmp_path, augment, said):
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        ("mirror", "fitted to mirror images, too"),
+        ("crops", "fitted to mirror images and crops, too"),
+        ("auto", "fitted to mirror images and crops, too"),
+        ("none", None),
+    ],
+)
+def test_images_that_count_besides_are_said(tmp_path, augment, said):
     data, _ = calibration(tmp_path, parse(PHOTOGRAPHS), 16)
     result = onnxslim_merge.slim(parse(PHOTOGRAPHS), calibration_data=data, augment=augment, dry_run=True)
-    assert any("layers are fitted to mirror images, too" in note for note in result.report.notes) == said
+    found = [note for note in result.report.notes if "layers are fitted to" in note]
+    assert [said in note for note in found] == ([] if said is None else [True])

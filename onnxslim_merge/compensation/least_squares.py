@@ -16,7 +16,7 @@ from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.errors import VerifyError
 from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_float32
 from onnxslim_merge.parsing import parse_size
-from onnxslim_merge.samples import InputSpec, Pool, Samples, augmented, input_specs
+from onnxslim_merge.samples import InputSpec, Pool, Samples, augmented, input_specs, what_helps
 from onnxslim_merge.samples.specs import HELD_OUT, Batching, Feed
 from onnxslim_merge.select import Amount
 from onnxslim_merge.settings import Settings
@@ -71,9 +71,11 @@ def least_squares(
         with Tracks(model, feeds, limit=memory // 2, custom_ops=settings.custom_ops) as tracks:
             found = corrections(views.analysis, tracks)
     else:
-        every = augmented(feeds, specs, HELD_OUT, augment=settings.augment, seed=settings.seed)
+        augment = what_helps(settings.augment, feeds, specs)
+        every = augmented(feeds, specs, HELD_OUT, augment=augment, seed=settings.seed)
         if len(every) > len(feeds):
-            notes.append("the samples look like images, so layers are fitted to mirror images, too (--augment)")
+            besides = "mirror images and crops" if augment == "crops" else "mirror images"
+            notes.append(f"the samples look like images, so layers are fitted to {besides}, too (--augment)")
         elif settings.augment == "crops":
             notes.append("--augment crops without effect, as not all inputs that hold samples look like images")
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}

@@ -4,7 +4,7 @@ Everything ends in one `Samples`: batches of feeds ready for the runtime, the tr
 says where they came from.
 """
 
-from onnxslim_merge.samples.augmenting import augmented
+from onnxslim_merge.samples.augmenting import augmented, what_helps
 from onnxslim_merge.samples.files import load_samples
 from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.images import load_images, load_pillow
@@ -26,4 +26,5 @@ __all__ = [
     "load_pillow",
     "load_samples",
     "synthetic_samples",
+    "what_helps",
 ]

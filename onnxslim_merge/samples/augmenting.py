@@ -15,32 +15,56 @@ from onnxslim_merge.samples.synthetic import image_axis
 
 CROPS = 2  # of each image
 SHARE = 0.6  # of both sides, the least that a crop shows
+LARGE = 64  # pixels: at 32, a crop enlarged is no likely image any more
+MANY = 256  # samples, among which crops are not worth their time
 
 
-def augmented(
-    feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int, *, augment: str, seed: int = 0
-) -> Sequence[Feed]:
-    """Every batch and, where all inputs that hold samples look like images, the same with left and right exchanged.
+def what_helps(augment: str, feeds: Sequence[Feed], specs: Sequence[InputSpec]) -> str:
+    """What "auto" stands for; else `augment` itself; "none" where not all inputs that hold samples look like images.
 
-    augment: "mirror", that alone; "crops": two crops of each image besides, at random mirrored or not, of 60% to 100%
-    of both sides, brought to the size of the whole; "none": the batches as they are. What is made of batch i stands at
-    a place with the same remainder by `cycle`, so that who holds out every `cycle`-th batch never fits what comes of
-    one it holds out; an incomplete last cycle stays as it is. Images are made anew whenever they are looked at, the
-    same for the same seed.
+    "auto": crops for fewer than 256 samples whose images have 64 pixels or more on each side (decision 0013), else
+    mirror images.
     """
+    axes = _images(feeds, specs)
+    if not axes or not axes.keys() >= Batching.of(specs).names:
+        return "none"  # a mask, say, would no longer fit its tokens
+    if augment != "auto":
+        return augment
+    sides = min(min(_sides(feeds[0][name].shape, axis)) for name, axis in axes.items())
+    few = sum(len(feed[next(iter(axes))]) for feed in feeds) < MANY
+    return "crops" if few and sides >= LARGE else "mirror"
+
+
+def _images(feeds: Sequence[Feed], specs: Sequence[InputSpec]) -> dict[str, int]:
+    """The inputs that look like images, and their axes of channels."""
     axes = {}
     for spec in specs:
         shape = feeds[0][spec.name].shape
         axis = image_axis(replace(spec, dtype=np.dtype(np.uint8)) if spec.dtype.kind in "iu" else spec, shape)
         if axis is not None and min(_sides(shape, axis)) > 1:
             axes[spec.name] = axis
-    if augment == "none" or not axes or not axes.keys() >= Batching.of(specs).names:
-        return list(feeds)  # a mask, say, would no longer fit its tokens
+    return axes
+
+
+def augmented(
+    feeds: Sequence[Feed], specs: Sequence[InputSpec], cycle: int, *, augment: str, seed: int = 0
+) -> Sequence[Feed]:
+    """Every batch and, by what helps, the same with left and right exchanged, and crops.
+
+    augment: "mirror", that alone; "crops": two crops of each image besides, at random mirrored or not, of 60% to 100%
+    of both sides, brought to the size of the whole; "none": the batches as they are; "auto": see `what_helps`. What is
+    made of batch i stands at a place with the same remainder by `cycle`, so that who holds out every `cycle`-th batch
+    never fits what comes of one it holds out; an incomplete last cycle stays as it is. Images are made anew whenever
+    they are looked at, the same for the same seed.
+    """
+    augment = what_helps(augment, feeds, specs)
+    if augment == "none":
+        return list(feeds)
     views, copies = list[tuple[int, int]](), 2 + CROPS if augment == "crops" else 2
     for start in range(0, len(feeds), cycle):
         part = range(start, min(start + cycle, len(feeds)))
         views += [(i, view) for view in range(copies if len(part) == cycle else 1) for i in part]
-    return _Views(feeds, axes, views, seed)
+    return _Views(feeds, _images(feeds, specs), views, seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,10 @@ CASES = {
         RESNET, "cifar10-a", {f"{n}": Column(GROWN, images=n) for n in (64, 128, 256, 512, 1024)},
         modes=(SEEING,), methods=FITTED, scored=False,
     ),
+    "growth at 256 MiB, images": Case(
+        RESNET, "cifar10-a", {f"{n}": Column(GROWN | {"memory_limit": "256MiB"}, images=n) for n in (64, 256, 1024)},
+        modes=(SEEING,), methods=FITTED, scored=False,
+    ),
     "growth, layers": Case(
         "deep:8", "cifar10-a", {f"{n}": Column(GROWN, f"deep:{n}") for n in (8, 20, 32, 56)}, 128,
         modes=(SEEING,), methods=FITTED, scored=False,

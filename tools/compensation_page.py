@@ -278,14 +278,19 @@ def _growth(name: str, case: Case, found: Found) -> list[str]:
     what = name.rpartition(" ")[2]
     columns = _columns(found)
     if what == "images":
-        about = f"`{case.model}`, `--scope inner --ratio {GROWTH_RATIO:g}`."
+        limits = {column.options.get("memory_limit") for column in case.columns.values()} - {None}
+        more = "".join(f" --memory-limit {limit}" for limit in limits)
+        about = f"`{case.model}`, `--scope inner --ratio {GROWTH_RATIO:g}{more}`."
+        if not more:
+            about += " Activations wait in memory up to half of `--memory-limit`, 2 GiB here, and above it in files."
+        about += " Batches are a sixteenth of the images, 64 at most."
     else:
         about = (
             f"Residual networks for CIFAR-10 with random weights, without BatchNormalization; `--scope inner --ratio "
             f"{GROWTH_RATIO:g}`, {case.images} images."
         )
     power = f"p: processor seconds grow with {what}^p, by least squares of logarithms."
-    lines = ["", f"## Growth with the number of {what}", "", f"{about} {power}", ""]
+    lines = ["", f"## {name[0].upper()}{name[1:].partition(',')[0]} with the number of {what}", "", f"{about} {power}", ""]
     lines += [f"| cost | {' | '.join(columns)} | p |", "|---|" + "---:|" * (len(columns) + 1)]
     for method, mode in _rows(found):
         row = [found.get(f"{method} | {mode} | {column}", {}) for column in columns]

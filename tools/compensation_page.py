@@ -290,7 +290,8 @@ def _growth(name: str, case: Case, found: Found) -> list[str]:
             f"{GROWTH_RATIO:g}`, {case.images} images."
         )
     power = f"p: processor seconds grow with {what}^p, by least squares of logarithms."
-    lines = ["", f"## {name[0].upper()}{name[1:].partition(',')[0]} with the number of {what}", "", f"{about} {power}", ""]
+    title = f"{name[0].upper()}{name[1:].partition(',')[0]} with the number of {what}"
+    lines = ["", f"## {title}", "", f"{about} {power}", ""]
     lines += [f"| cost | {' | '.join(columns)} | p |", "|---|" + "---:|" * (len(columns) + 1)]
     for method, mode in _rows(found):
         row = [found.get(f"{method} | {mode} | {column}", {}) for column in columns]

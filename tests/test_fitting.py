@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,7 +335,7 @@ def test_each_node_runs_once_in_each_network(monkeypatch):
 
 @given(
     st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?", "O"]),
-    st.lists(st.integers(0, 40), min_size=0, max_size=3),
+    st.lists(st.sampled_from([0, 1, 3, 40, 70]), min_size=0, max_size=3),
     st.booleans(),
     st.sampled_from([0, 3000, 1 << 30]),
 )
@@ -353,13 +354,31 @@ def test_arrays_come_back_from_memory_and_from_files(kind, shape, turned, limit)
     store.close()
 
 
-def test_what_is_held_lies_in_memory_of_its_own_that_the_system_takes_back():
+def held(array):
+    """What a store holds of it, and whether that lies on pages of its own."""
     store = Store(1 << 30)
-    store.put(False, "a", 0, np.ones((64, 64), np.float32))
-    found = store.get(False, "a", 0)
-    while isinstance(found, np.ndarray):
-        found = found.base
-    assert isinstance(found.obj if isinstance(found, memoryview) else found, mmap.mmap)
+    store.put(False, "a", 0, array)
+    found = base = store.get(False, "a", 0)
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return found, isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+
+
+@pytest.mark.parametrize(("size", "pages"), [(256, True), (255, False)])  # else there would be too many of them
+def test_what_is_large_lies_on_pages_that_the_system_takes_back(size, pages):
+    array = np.arange(size * 256, dtype=np.float32).reshape(size, 256)
+    found, own = held(array)
+    np.testing.assert_array_equal(found, array)
+    assert own == pages
+
+
+def test_without_pages_arrays_are_held_as_they_are(monkeypatch):
+    def full(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("onnxslim_merge.statistics.tracks.mmap", SimpleNamespace(mmap=full, ACCESS_COPY=3))
+    array = np.ones((256, 256))
+    assert held(array)[0] is array
 
 
 def test_pieces_keep_no_memory_between_runs(monkeypatch):

@@ -23,6 +23,8 @@ from onnxslim_merge.errors import OutputError
 from onnxslim_merge.probe import read_by
 from onnxslim_merge.runtime import Runner
 
+PAGES = 1 << 18  # bytes from which on an array gets pages of its own
+
 Array = NDArray[Any]
 Tensors = dict[str, Array]
 Visit = Callable[[int, Mapping[str, Array], Mapping[str, Array]], None]
@@ -296,10 +298,17 @@ class Tracks:
 
 
 def _on_pages(array: Array) -> Array:
-    """A copy that the system takes back whole when it is dropped: an allocator's heap would be full of holes."""
-    if array.nbytes < mmap.PAGESIZE or array.dtype.hasobject:
+    """A copy that the system takes back whole when it is dropped: an allocator's heap would be full of holes.
+
+    Small arrays stay where they are, as the system allows a process so many maps only, on Linux 65,530.
+    """
+    if array.nbytes < PAGES or array.dtype.hasobject:
         return array
-    copy = np.frombuffer(mmap.mmap(-1, array.nbytes, access=mmap.ACCESS_COPY), array.dtype).reshape(array.shape)
+    try:
+        pages = mmap.mmap(-1, array.nbytes, access=mmap.ACCESS_COPY)
+    except OSError:
+        return array
+    copy = np.frombuffer(pages, array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
 

@@ -155,9 +155,9 @@ class SettingsOptions:
         Augment | None,
         Parameter(
             group=_MODEL,
-            help="mirror: least squares also see calibration images mirrored; none: not, where left and right matter;"
-            " crops: two crops of each, too, which serve few photographs, for twice the time; auto: crops for fewer"
-            f" than 256 images of 64 pixels or more, else mirror. (default {_DEFAULT.augment})",
+            help="mirror: least squares also see calibration images mirrored; crops: two crops of each, too, which"
+            " serve few photographs, for twice the time; none: neither, where left and right matter; auto: crops for fewer"
+            f" than 256 coloured images of 64 x 64 pixels or more, else mirror. (default {_DEFAULT.augment})",
         ),
     ] = None
     pixels: Annotated[

@@ -247,6 +247,9 @@ def build_plan(
     planner = Planner(analysis, kept)
     planner.check()
     planner.edit(solution)
+    notes = list(solution.notes)
+    if keep_batchnorm and next(Planner(analysis, kept).folds(), None) is None:
+        notes.append("--keep-batchnorm has no effect: no BatchNormalization stands where it could be folded")
     return SlimPlan(
         source_sha256=sha256,
         settings=settings or {},
@@ -260,7 +263,7 @@ def build_plan(
         renumbers=tuple(planner.renumbers()),
         masks=tuple(planner.masks()),
         folds=() if keep_batchnorm else tuple(planner.folds()),
-        notes=tuple(solution.notes),
+        notes=tuple(notes),
         arrays=planner.arrays,
     )
 

@@ -32,12 +32,13 @@ def on_pixels(asked: Settings, samples: Samples) -> list[str]:
 
 
 def on_rules(analysis: Analysis, settings: Settings, amounts: Mapping[str, Amount]) -> list[str]:
-    """Of options that find nothing to do, and `--ratio-for` that matches only groups which stay for another reason."""
+    """Of `--allow-inexact` without need, and `--ratio-for` that matches only groups which stay for another reason."""
     notes = []
-    if settings.keep_batchnorm and not any(node.op == "BatchNormalization" for node in analysis.graph.nodes):
-        notes.append("--keep-batchnorm has no effect: there is no BatchNormalization")
     if settings.allow_inexact and all(contraction.kind == "sum" for contraction in analysis.contractions):
-        notes.append("--allow-inexact has no effect: no LayerNormalization or RMSNormalization averages over channels")
+        notes.append(
+            "--allow-inexact has no effect: it cuts a LayerNormalization or RMSNormalization over the last axis, with"
+            " one scale for each channel, and there is none"
+        )
     names = {cell.name: producer_names(analysis, cell) for cell in analysis.cells}
     for rule in settings.ratio_for:
         cells = [cell for cell, found in names.items() if any(re.search(rule.pattern, name) for name in found)]

@@ -79,7 +79,7 @@ class Settings:
         `reprune-kernel`, and of merges: "cpu" (numpy), "cuda", "cuda:1" (torch), or "torch" (on the CPU). The network
         itself runs on the CPU.
     augment: what least squares make of calibration data that look like images: "mirror" adds each one mirrored, "crops"
-        two crops of each besides; "auto" = crops for fewer than 256 images of 64 x 64 pixels or more, else mirror.
+        two crops of each besides; "auto" = crops for fewer than 256 coloured images of 64 x 64 or more, else mirror.
     memory_limit: bytes, or "500MB", "2GiB": of activations in memory and of sums at once, for least squares. What is
         more goes to a temporary folder; layers too wide for their sums are refitted channel by channel, or merged.
     pixels: of images that are made up, where there are no calibration data: "normal" (mean 0, deviation 1), a range as

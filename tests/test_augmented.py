@@ -65,6 +65,22 @@ def test_crops_are_for_few_photographs(asked, count, found):
     assert what_helps(asked, feeds, [spec(*LARGE, dtype=np.uint8)]) == (found if asked == "auto" else asked)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("count", [31, 32])
+def test_an_image_that_goes_with_all_samples_is_not_cropped(order, count):
+    """Nor does it count as a sample."""
+    specs = [InputSpec("all", np.dtype(np.float32), (1, *LARGE)), spec(*LARGE)][::order]
+    feeds = [feed | {"all": feed["x"][:1]} for feed in batches(count, *LARGE)]
+    assert {asked: what_helps(asked, feeds, specs) for asked in ("auto", "crops", "none")} == {
+        "auto": "mirror", "crops": "mirror", "none": "none"
+    }  # fmt: skip
+
+
+def test_spectrograms_are_not_zoomed_unasked():
+    feeds, specs = batches(1, 1, 64, 80), [spec(1, 64, 80)]
+    assert [what_helps(asked, feeds, specs) for asked in ("auto", "crops")] == ["mirror", "crops"]
+
+
 def test_the_smaller_of_two_images_decides():
     specs = [spec(*LARGE), spec(3, 32, 32, name="small")]
     feeds = [{"x": feed["x"], "small": feed["x"][:, :, :32, :32]} for feed in batches(1, *LARGE)]

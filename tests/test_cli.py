@@ -465,6 +465,17 @@ def test_a_ratio_for_what_stays_whole_is_said(cli: Cli, kind: str):
     assert f"--ratio-for {rule} without effect" in " ".join(out.split())
 
 
+def test_batchnorm_that_cannot_be_folded_is_none_to_keep():
+    """It stands behind a Relu."""
+    model = parse(
+        "g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) <float[6,3,1,1] w, float[6] s, float[6] b, float[6] m,"
+        " float[6] v = {1, 1, 1, 1, 1, 1}, float[4,6,1,1] u> { c = Conv (x, w) r = Relu (c) n = BatchNormalization (r, s, b, m, v)"
+        " y = Conv (n, u) }"
+    )
+    notes = onnxslim_merge.slim(model, ratio=0.5, keep_batchnorm=True, dry_run=True).report.notes
+    assert [note for note in notes if note.startswith("--keep-batchnorm has no effect")]
+
+
 @pytest.mark.parametrize("option", [["--keep-batchnorm"], ["--allow-inexact", "layernorm"]])
 def test_a_switch_that_finds_nothing_to_do_is_said(cli: Cli, option: list[str]):
     assert f"{option[0]} has no effect" in " ".join(cli.ok("in.onnx", "--ratio", "0.5", *option).split())

@@ -110,6 +110,8 @@ def test_a_scale_of_more_axes_freezes(operator):
     )
     result = onnxslim_merge.slim(whole, ratio=0.5, allow_inexact="layernorm")
     assert all(group.channels_after == group.channels_before for group in result.report.groups)
+    assert [note for note in result.report.notes if note.startswith("--allow-inexact has no effect")]
+    assert not [group.reason for group in result.report.groups if "--allow-inexact" in group.reason]
 
 
 def test_compensation_reaches_consumers_behind_the_norm():

@@ -76,8 +76,8 @@ def least_squares(
         if len(every) > len(feeds):
             besides = "mirror images and crops" if augment == "crops" else "mirror images"
             notes.append(f"the samples look like images, so layers are fitted to {besides}, too (--augment)")
-        elif settings.augment == "crops":
-            notes.append("--augment crops without effect, as not all inputs that hold samples look like images")
+        if settings.augment == "crops" != augment:
+            notes.append("--augment crops without effect, as not all inputs are images, one for each sample")
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.
     step = Stepwise(views, model, every if kept is None else feeds, amounts, solver, kept)

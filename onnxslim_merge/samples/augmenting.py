@@ -20,19 +20,24 @@ MANY = 256  # samples, among which crops are not worth their time
 
 
 def what_helps(augment: str, feeds: Sequence[Feed], specs: Sequence[InputSpec]) -> str:
-    """What "auto" stands for; else `augment` itself; "none" where not all inputs that hold samples look like images.
+    """What "auto" stands for, and what cannot be; else `augment` itself.
 
-    "auto": crops for fewer than 256 samples whose images have 64 pixels or more on each side (decision 0013), else
-    mirror images.
+    "auto": crops for fewer than 256 samples whose images have 3 or 4 channels, and 64 pixels or more on each side
+    (decision 0013), else mirror images. "none" where not all inputs that hold samples look like images; no crops where
+    an image goes with all samples, as it would have to be cropped as each of them is.
     """
-    axes = _images(feeds, specs)
-    if not axes or not axes.keys() >= Batching.of(specs).names:
+    axes, batching = _images(feeds, specs), Batching.of(specs)
+    if not axes or not axes.keys() >= batching.names:
         return "none"  # a mask, say, would no longer fit its tokens
+    if augment in ("auto", "crops") and batching.names and axes.keys() != batching.names:
+        return "mirror"
     if augment != "auto":
         return augment
-    sides = min(min(_sides(feeds[0][name].shape, axis)) for name, axis in axes.items())
-    few = sum(len(feed[next(iter(axes))]) for feed in feeds) < MANY
-    return "crops" if few and sides >= LARGE else "mirror"
+    shapes = {name: feeds[0][name].shape for name in axes}
+    large = all(min(_sides(shapes[name], axis)) >= LARGE for name, axis in axes.items())
+    coloured = all(shapes[name][axis] >= 3 for name, axis in axes.items())  # a spectrogram has one
+    few = sum(batching.size_of(feed) for feed in feeds) < MANY
+    return "crops" if few and large and coloured else "mirror"
 
 
 def _images(feeds: Sequence[Feed], specs: Sequence[InputSpec]) -> dict[str, int]:

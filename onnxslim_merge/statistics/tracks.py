@@ -43,7 +43,7 @@ class Store:
     def put(self, slim: bool, name: str, batch: int, array: Array) -> None:
         """Keep one array."""
         item: Array | Path = array
-        if self.held + array.nbytes > self.limit:
+        if self.held + array.nbytes > self.limit and not array.dtype.hasobject:  # texts cannot be mapped
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxslim_merge.")
             self.spilled += 1
             item = Path(self._folder.name) / f"{self.spilled}.npy"
@@ -300,7 +300,7 @@ class Tracks:
 def _on_pages(array: Array) -> Array:
     """A copy that the system takes back whole when it is dropped: an allocator's heap would be full of holes.
 
-    Small arrays stay where they are, as the system allows a process so many maps only, on Linux 65,530.
+    Small arrays stay where they are, as the system may allow a process so many maps only, on Linux 65,530.
     """
     if array.nbytes < PAGES or array.dtype.hasobject:
         return array

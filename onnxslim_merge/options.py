@@ -156,8 +156,8 @@ class SettingsOptions:
         Parameter(
             group=_MODEL,
             help="mirror: least squares also see calibration images mirrored; crops: two crops of each, too, which"
-            " serve few photographs, for twice the time; none: neither, where left and right matter; auto: crops for fewer"
-            f" than 256 coloured images of 64 x 64 pixels or more, else mirror. (default {_DEFAULT.augment})",
+            " serve few photographs, for twice the time; none: neither, where left and right matter; auto: crops for"
+            f" fewer than 256 coloured images of 64 x 64 pixels or more, else mirror. (default {_DEFAULT.augment})",
         ),
     ] = None
     pixels: Annotated[

@@ -469,7 +469,8 @@ def test_batchnorm_that_cannot_be_folded_is_none_to_keep():
     """It stands behind a Relu."""
     model = parse(
         "g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) <float[6,3,1,1] w, float[6] s, float[6] b, float[6] m,"
-        " float[6] v = {1, 1, 1, 1, 1, 1}, float[4,6,1,1] u> { c = Conv (x, w) r = Relu (c) n = BatchNormalization (r, s, b, m, v)"
+        " float[6] v = {1, 1, 1, 1, 1, 1}, float[4,6,1,1] u>"
+        " { c = Conv (x, w) r = Relu (c) n = BatchNormalization (r, s, b, m, v)"
         " y = Conv (n, u) }"
     )
     notes = onnxslim_merge.slim(model, ratio=0.5, keep_batchnorm=True, dry_run=True).report.notes

@@ -124,7 +124,8 @@ def make_settings(**options: Any) -> Settings:
             elif name in options:
                 del options[name]
         except (TypeError, AttributeError) as error:
-            what = f"{option_name(name)}: {options[name]!r:.80} is of a type that it does not take"
+            shown = " ".join(f"{options[name]!r}".split())[:80]
+            what = f"{option_name(name)}: {shown} is of a type that it does not take"
             raise UsageError(f"{what} ({type(options[name]).__name__})") from error
     for name in _SWITCHES:
         if not isinstance(options.get(name, False), bool):

@@ -72,7 +72,8 @@ def doubts(graph: gs.Graph, source: Source, settings: Settings, probe: Probe, sa
     what = "mean 0 and deviation 1" if found == "normal" else found
     return (
         f"the calibration data may be scaled wrongly: in the first layers means are {real:.1f} times their spread away"
-        f" from zero, but {least:.1f} times on made-up images with pixels of {what}; see --mean, --std, --scale"
+        f" from zero, but {least:.1f} times on made-up images with pixels of {what};"
+        " arrays have to hold what the model reads, for images there are --mean, --std and --scale"
     )
 
 

@@ -16,6 +16,7 @@ from onnxslim_merge.model_io import Source
 from onnxslim_merge.numerics import Device
 from onnxslim_merge.probe import Probe
 from onnxslim_merge.samples import Pool, Samples
+from onnxslim_merge.samples.specs import HELD_OUT
 from onnxslim_merge.sampling import samples_to_fit
 from onnxslim_merge.select import Amount, Selection, repair, select
 from onnxslim_merge.settings import Settings
@@ -77,7 +78,8 @@ class Refitter:
         samples = self.samples = self.samples or samples_to_fit(self.source, settings, self.probe, self.given)
         try:
             found = least_squares(self.graph, self.source, samples, self.amounts, solver, kept)
-            why = f"{samples.count} samples are too few, or too few batches of them, to hold any out"
+            many = "1 sample is" if samples.count == 1 else f"{samples.count} samples are"
+            why = f"{many} too few to hold any out, or in too few batches: {HELD_OUT} are needed"
         except VerifyError as error:
             found, why = None, str(error)
         if found is None:

@@ -68,7 +68,7 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
             "the means of removed channels are lost, as no BatchNormalization tells them: give --calibration-data, or"
             " export the model with BatchNormalization kept"
         )
-    elif automatic and not settings.refits:
+    elif automatic and not settings.refits and settings.calibration_data is None:
         notes.append(
             "--compensation least-squares would refit the layers with what BatchNormalization knows of the data, and"
             " lose less, in more time; --calibration-data, better still"
@@ -95,7 +95,21 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
 
 def on_samples(plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity) -> list[str]:
     """Of what was judged on: whether it says much, and outputs that have little in common with the original's."""
-    return _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
+    notes = []
+    if settings.calibration_data is not None and removes(plan) and _alike(samples):
+        notes.append("all samples given are the same: nothing can be learnt from them, and fidelity says nothing")
+    return notes + _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
+
+
+def _alike(samples: Samples) -> bool:
+    """Whether there are several samples, and all of them are the same."""
+    first = samples.feeds[0]
+    return samples.count > 1 and all(
+        array.shape[1:] == first[name].shape[1:]
+        and bool((array == (first[name][:1] if array.ndim else first[name])).all())
+        for feed in samples.feeds
+        for name, array in feed.items()
+    )
 
 
 def _fitted(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:

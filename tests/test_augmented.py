@@ -213,9 +213,19 @@ def test_who_sees_no_crops_is_told(tmp_path):
         "{ h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"
     )
     data, _ = calibration(tmp_path, model, 32)
-    for augment, said in (("crops", True), ("mirror", False)):
+    for augment, said in (("crops", True), ("mirror", True), ("none", False), ("auto", False)):
         notes = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, augment=augment, dry_run=True).report.notes
-        assert any("--augment crops without effect" in note for note in notes) == said
+        assert any(f"--augment {augment} without effect" in note for note in notes) == said
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_samples_that_are_all_the_same_are_said(tmp_path, constant):
+    model = parse(PHOTOGRAPHS)
+    data, _ = calibration(tmp_path, model, 16)
+    if constant:
+        np.save(data := tmp_path / "constant.npy", np.full((16, 3, 64, 64), 0.5, np.float32))
+    notes = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data).report.notes
+    assert any("all samples given are the same" in note for note in notes) == constant
 
 
 @pytest.mark.parametrize(

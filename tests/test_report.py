@@ -13,8 +13,10 @@ from rich.console import Console
 from textmodels import parse, replace_weights
 
 import onnxslim_merge
+from onnxslim_merge import remarks
 from onnxslim_merge.errors import OutputError
 from onnxslim_merge.report import Change, FileRef, GroupReport, RefusalReport, Report, progress, render
+from onnxslim_merge.samples import Samples
 from onnxslim_merge.verify.fidelity import Fidelity, OutputFidelity
 from onnxslim_merge.verify.speed import Speed
 
@@ -254,3 +256,18 @@ def test_the_report_says_how_and_warns_of_outputs_with_nothing_in_common():
     whole = onnxslim_merge.slim(model, ratio=0.25, compensation="none", criterion="consumer").report
     assert whole.fidelity.cosine > 0.9
     assert not any("little in common" in note for note in whole.notes)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "alike"),
+    [
+        ([np.zeros((2, 3)), np.zeros((1, 3))], True),
+        ([np.zeros((1, 3)), np.ones((1, 3))], False),
+        ([np.arange(6).reshape(2, 3)], False),
+        ([np.zeros((1, 3)), np.zeros((1, 4))], False),  # of several sizes
+        ([np.zeros((1, 3))], False),  # a single one
+    ],
+)
+def test_samples_that_are_all_the_same(feeds, alike):
+    samples = Samples([{"x": array} for array in feeds], sum(map(len, feeds)), "data")
+    assert remarks._alike(samples) == alike

@@ -73,11 +73,7 @@ def least_squares(
     else:
         augment = what_helps(settings.augment, feeds, specs)
         every = augmented(feeds, specs, HELD_OUT, augment=augment, seed=settings.seed)
-        if len(every) > len(feeds):
-            besides = "mirror images and crops" if augment == "crops" else "mirror images"
-            notes.append(f"the samples look like images, so layers are fitted to {besides}, too (--augment)")
-        if settings.augment == "crops" != augment:
-            notes.append("--augment crops without effect, as not all inputs are images, one for each sample")
+        notes += _on_images(settings.augment, augment, len(every) > len(feeds))
     views.rescaled = {name: correction.amplifies for name, correction in found.items()}
     # Who stays is settled in the first sweep; of ridges alone the images themselves tell enough.
     step = Stepwise(views, model, every if kept is None else feeds, amounts, solver, kept)
@@ -100,6 +96,17 @@ def _made_up(
     except VerifyError as error:
         chosen, why = None, str(error)
     return _pieces(pool.plain(), pool.specs, size) if chosen is None else chosen, why
+
+
+def _on_images(asked: str, augment: str, more: bool) -> list[str]:
+    """What is said of `--augment`: what was asked, what helps, and whether there are more samples for it."""
+    notes = []
+    if more:
+        besides = "mirror images and crops" if augment == "crops" else "mirror images"
+        notes.append(f"the samples look like images, so layers are fitted to {besides}, too (--augment)")
+    if asked not in ("auto", augment):
+        notes.append(f"--augment {asked} without effect, as not all inputs are images, one for each sample")
+    return notes
 
 
 def _pieces(samples: Samples, specs: Sequence[InputSpec], size: int) -> list[Feed]:

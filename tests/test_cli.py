@@ -480,3 +480,9 @@ def test_batchnorm_that_cannot_be_folded_is_none_to_keep():
 @pytest.mark.parametrize("option", [["--keep-batchnorm"], ["--allow-inexact", "layernorm"]])
 def test_a_switch_that_finds_nothing_to_do_is_said(cli: Cli, option: list[str]):
     assert f"{option[0]} has no effect" in " ".join(cli.ok("in.onnx", "--ratio", "0.5", *option).split())
+
+
+def test_a_value_of_a_wrong_type_is_shown_in_one_line():
+    with pytest.raises(UsageError, match=r"calibration-data.*list") as found:
+        onnxslim_merge.slim("in.onnx", calibration_data=[np.zeros((9, 9))])
+    assert "\n" not in str(found.value)

@@ -16,6 +16,7 @@ import onnx
 
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.errors import OutputError, UsageError
+from onnxslim_merge.files import ARRAYS
 from onnxslim_merge.model_io import build, load
 from onnxslim_merge.parsing import parse_input_shapes
 from onnxslim_merge.pipeline import Progress, SlimResult, run_slim
@@ -86,7 +87,7 @@ def _saved(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if not isinstance(data, np.ndarray | Mapping):
         yield options
         return
-    with tempfile.TemporaryDirectory(prefix="onnxslim_merge.") as folder:
+    with tempfile.TemporaryDirectory(prefix=ARRAYS) as folder:
         path = Path(folder) / ("arrays.npz" if isinstance(data, Mapping) else "array.npy")
         try:
             if isinstance(data, Mapping):

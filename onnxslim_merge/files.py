@@ -13,6 +13,13 @@ from types import FrameType
 
 from onnxslim_merge.errors import OutputError
 
+ARRAYS = "onnxslim_merge.arrays."  # what the name of a folder begins with that holds arrays given from Python
+
+
+def shown(path: Path) -> str:
+    """What a path is called in messages: nobody knows of the file in which arrays given from Python lie."""
+    return "calibration_data" if path.parent.name.startswith(ARRAYS) else str(path)
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, fsync it and rename it. Raises OutputError, leaving no trace."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnxslim_merge import remarks
 from onnxslim_merge.channels.analysis import Analysis, analyse_channels
 from onnxslim_merge.compensation import Solution, solve
+from onnxslim_merge.doubts import doubts
 from onnxslim_merge.model_io import Source, build, load, staged_output
 from onnxslim_merge.numerics import Device
-from onnxslim_merge.pixels import doubts
 from onnxslim_merge.plan import SlimPlan
 from onnxslim_merge.planning import build_plan
 from onnxslim_merge.preflight import Targets, check_options, check_targets, inputs_of

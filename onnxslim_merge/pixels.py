@@ -8,13 +8,16 @@ the image any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxslim_merge.errors import SlimError
 from onnxslim_merge.model_io import Source, runnable
@@ -26,81 +29,132 @@ from onnxslim_merge.settings import Settings
 RANGES = ("0:255", "0:1", "-1:1")  # beside "normal", which is of mean 0 and deviation 1
 EVIDENCE = 3.0  # means are so many times further out on normal pixels than on those of a range that is taken instead
 USUAL = 0.3  # no range has been seen to bring means nearer
-DOUBTFUL = 2.5  # the same on real images, of which only a note comes: right ones are as near as made-up ones (0014)
 LAYERS = 8
 IMAGES, ELEMENTS = (2, 16), 1 << 18  # least and most, and numbers in all
-Place = tuple[str, int]  # a tensor, and its axis of channels
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+OFFSET, VARIANCE = 2, 4  # slots of BatchNormalization
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layer makes: a tensor, its axis of channels, and the node that added biases last."""
+
+    tensor: str
+    axis: int
+    node: gs.Node
+
+    @property
+    def bias(self) -> Floats | None:
+        """What was added last, one number or (channels,); None if nothing was."""
+        slots = {"Conv": (2,), "Gemm": (2,), "BatchNormalization": (OFFSET,), "Add": (0, 1), "Sub": (0, 1)}
+        held = [self.node.inputs[slot] for slot in slots.get(self.node.op, ()) if len(self.node.inputs) > slot]
+        found = [np.asarray(tensor.values, np.float64).ravel() for tensor in held if hasattr(tensor, "values")]
+        return found[0] if found else None
+
+    @property
+    def spread(self) -> Floats | None:
+        """What BatchNormalization made of the data in training, (channels,); None for others and if it saw none."""
+        if self.node.op != "BatchNormalization" or not all(hasattr(t, "values") for t in self.node.inputs[1:]):
+            return None
+        scale, _, mean, variance = (
+            np.asarray(t.values, np.float64).ravel() for t in self.node.inputs[1 : VARIANCE + 1]
+        )
+        if not mean.any() and (variance == 1).all():
+            return None  # as they are before any training
+        return np.asarray(np.abs(scale) * np.sqrt(variance / (variance + float(self.node.attrs.get("epsilon", 1e-5)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A layer on some samples: rows, and of its channels (n,) the mean and the spread, and which of them vary."""
+
+    layer: Layer
+    rows: int
+    mean: Floats
+    spread: Floats
+    varies: NDArray[np.bool_]
 
 
 def pick_pixels(graph: gs.Graph, source: Source, settings: Settings, probe: Probe) -> str:
     """`--pixels`, or what it is for this model where it is "auto": one of RANGES if layers say so clearly."""
     if settings.pixels != "auto":
         return settings.pixels
-    specs, places = input_specs(source.proto), list(_outputs(graph))[:LAYERS]
-    if settings.calibration_data is not None or not places or not any(_is_image(spec, probe) for spec in specs):
+    specs, layers = input_specs(source.proto), first_layers(graph)
+    if settings.calibration_data is not None or not layers or not has_images(specs, probe):
         return "normal"
-    samples = _made_up(specs, settings, probe)
+    samples = made_up(specs, settings, probe)
     try:
-        with _layers(graph, source, settings, places) as runner:
-            normal = _outlying(runner, samples, places)
+        with opened(graph, source, settings, layers) as runner:
+            normal = outlying(looked_at(runner, samples, layers))
             if normal < EVIDENCE * USUAL or not np.isfinite(normal):
                 return "normal"
-            least, found = _nearest(runner, samples, specs, places)
+            least, found = nearest_range(runner, samples, specs, layers)
     except SlimError:  # what cannot be run is said elsewhere
         return "normal"
     return found if normal >= EVIDENCE * least else "normal"
 
 
-def doubts(graph: gs.Graph, source: Source, settings: Settings, probe: Probe, samples: Samples) -> str | None:
-    """What to say of calibration data whose images hold other pixels than layers clearly expect; else None."""
-    specs, places = input_specs(source.proto), list(_outputs(graph))[:LAYERS]
-    if not places or not any(_is_image(spec, probe) for spec in specs):
-        return None
-    made_up = _made_up(specs, settings, probe)
-    try:
-        with _layers(graph, source, settings, places) as runner:
-            real = _outlying(runner, samples.first(made_up.count, specs), places)
-            if real < DOUBTFUL * USUAL or not np.isfinite(real):
-                return None
-            least, found = min(_nearest(runner, made_up, specs, places), (_outlying(runner, made_up, places), "normal"))
-    except SlimError:
-        return None
-    if real < DOUBTFUL * least:
-        return None
-    what = "mean 0 and deviation 1" if found == "normal" else found
-    return (
-        f"the calibration data may be scaled wrongly: in the first layers means are {real:.1f} times their spread away"
-        f" from zero, but {least:.1f} times on made-up images with pixels of {what};"
-        " arrays have to hold what the model reads, for images there are --mean, --std and --scale"
-    )
+def first_layers(graph: gs.Graph) -> list[Layer]:
+    """The first LAYERS that tell something."""
+    return list(itertools.islice(_outputs(graph), LAYERS))
 
 
-def _made_up(specs: Sequence[InputSpec], settings: Settings, probe: Probe) -> Samples:
+def has_images(specs: Sequence[InputSpec], probe: Probe) -> bool:
+    """Whether any input is an image of floats."""
+    shapes = {spec: tuple(probe.inputs.get(spec.name, ())) for spec in specs}
+    return any(is_float(spec.dtype) and image_axis(spec, shape) is not None for spec, shape in shapes.items())
+
+
+def made_up(specs: Sequence[InputSpec], settings: Settings, probe: Probe) -> Samples:
+    """Images to try."""
     count = min(max(ELEMENTS // max(probe.elements, 1), IMAGES[0]), IMAGES[1])
     return synthetic_samples(specs, sizes=probe.inputs, count=count, seed=settings.seed, images="dead leaves")
 
 
 @contextmanager
-def _layers(graph: gs.Graph, source: Source, settings: Settings, places: Sequence[Place]) -> Iterator[Runner]:
-    """A session of the first layers."""
+def opened(graph: gs.Graph, source: Source, settings: Settings, layers: Sequence[Layer]) -> Iterator[Runner]:
+    """A session of these layers."""
     with runnable(graph, source) as model:
         yield Runner(
-            _cut(model, [name for name, _ in places]), custom_ops=settings.custom_ops, label="the prepared model",
+            _cut(model, [layer.tensor for layer in layers]), custom_ops=settings.custom_ops, label="the prepared model",
             lean=isinstance(model, Path),
         )  # fmt: skip
 
 
-def _nearest(
-    runner: Runner, samples: Samples, specs: Sequence[InputSpec], places: Sequence[Place]
+def nearest_range(
+    runner: Runner, samples: Samples, specs: Sequence[InputSpec], layers: Sequence[Layer]
 ) -> tuple[float, str]:
     """The range on which means are nearest to zero, behind how far they are."""
-    return min((_outlying(runner, in_range(samples, specs, pixels), places), pixels) for pixels in RANGES)
+    ranges = ((in_range(samples, specs, pixels), pixels) for pixels in RANGES)
+    return min((outlying(looked_at(runner, scaled, layers)), pixels) for scaled, pixels in ranges)
 
 
-def _is_image(spec: InputSpec, probe: Probe) -> bool:
-    return is_float(spec.dtype) and image_axis(spec, tuple(probe.inputs.get(spec.name, ()))) is not None
+def looked_at(runner: Runner, samples: Samples, layers: Sequence[Layer]) -> list[Seen] | None:
+    """What layers make of samples; None where that are no finite numbers."""
+    names, found = [layer.tensor for layer in layers], []
+    runs = [runner.run(feeds, names) for feeds in samples.feeds]
+    for layer in layers:
+        made = [run[layer.tensor] for run in runs]
+        rows = np.concatenate([np.moveaxis(one, layer.axis, -1).reshape(-1, one.shape[layer.axis]) for one in made])
+        if not np.isfinite(rows).all():
+            return None
+        mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+        found.append(Seen(layer, len(rows), mean, spread, spread > CONSTANT * np.abs(rows).max(initial=0.0)))
+    return found
+
+
+def outlying(found: Sequence[Seen] | None) -> float:
+    """How far from zero means are, in units of the spread: of the median channel, as a geometric mean of layers."""
+    seen = [one for one in found or () if one.varies.any()]
+    return typical(float(np.median(np.abs(one.mean[one.varies]) / one.spread[one.varies])) for one in seen)
+
+
+def typical(numbers: Iterable[float]) -> float:
+    """The geometric mean; infinity of none."""
+    found = list(numbers)
+    return float(np.exp(np.mean(np.log(np.maximum(found, CONSTANT))))) if found else np.inf
 
 
 def _cut(model: onnx.ModelProto | Path, names: list[str]) -> onnx.ModelProto | Path:
@@ -128,23 +182,8 @@ def _cut(model: onnx.ModelProto | Path, names: list[str]) -> onnx.ModelProto | P
     return target
 
 
-def _outlying(runner: Runner, samples: Samples, places: Sequence[Place]) -> float:
-    """How far from zero means are, in units of the spread: of the median channel, as a geometric mean of layers."""
-    names, found = [name for name, _ in places], []
-    runs = [runner.run(feeds, names) for feeds in samples.feeds]
-    for name, axis in places:
-        rows = np.concatenate([np.moveaxis(run[name], axis, -1).reshape(-1, run[name].shape[axis]) for run in runs])
-        if not np.isfinite(rows).all():
-            return np.inf
-        mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-        varies = spread > CONSTANT * np.abs(rows).max(initial=0.0)
-        if varies.any():
-            found.append(float(np.median(np.abs(mean[varies]) / spread[varies])))
-    return float(np.exp(np.mean(np.log(np.maximum(found, CONSTANT))))) if found else np.inf
-
-
-def _outputs(graph: gs.Graph) -> Iterator[Place]:
-    """(tensor, axis of channels) of layers with weights, of BatchNormalization, and of constants added by channel.
+def _outputs(graph: gs.Graph) -> Iterator[Layer]:
+    """Layers with weights, BatchNormalization, and constants added by channel.
 
     What is only half-way, as BatchNormalization or a bias that is added apart alone reads it, is left out.
     """
@@ -156,7 +195,7 @@ def _outputs(graph: gs.Graph) -> Iterator[Place]:
         tensor = node.outputs[0]
         after = tensor.outputs[0] if len(tensor.outputs) == 1 and tensor.name not in exposed else None
         if after is None or _axis(after) is None or after.op in WEIGHTED:
-            yield tensor.name, axis
+            yield Layer(tensor.name, axis, node)
 
 
 def _axis(node: gs.Node) -> int | None:

@@ -417,9 +417,11 @@ def test_arrays_are_calibration_data(cli: Cli):
         "g (float[N, 6] file) => (float[N, 4] y) <float[6, 8] w, float[8, 4] v> { a = MatMul (file, w)"
         "b = Relu (a) y = MatMul (b, v) }"
     )
-    assert onnxslim_merge.slim(named, calibration_data={"file": rows}).report.samples == 40
-    with pytest.raises(InputError, match=r"arrays\.npz"):
-        onnxslim_merge.slim("in.onnx", calibration_data={"other": rows})
+    report = onnxslim_merge.slim(named, calibration_data={"file": rows}).report
+    assert (report.samples, report.fidelity_source) == (40, "calibration_data")
+    for data in ({"other": rows}, rows[:, :2], rows.astype(int), rows[:0]):
+        with pytest.raises(InputError, match=r"^calibration_data: "):
+            onnxslim_merge.slim("in.onnx", calibration_data=data)
 
 
 def test_what_is_public_is_loaded_when_it_is_asked_for():

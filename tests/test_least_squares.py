@@ -490,13 +490,22 @@ def test_a_fit_of_other_samples_keeps_anchor_and_ridge_in_all():
     assert (again.strength, again.rows, again.anchor) == (found.strength, 100, "plain")
 
 
+def test_nothing_is_fitted_where_nothing_goes(monkeypatch):
+    monkeypatch.setattr(Stepwise, "run", lambda step: pytest.fail("it ran"))
+    model = parse(PLAIN)
+    given = {"calibration_data": feeds(model, {"N": 2}, 1)}
+    for options in (given, given | {"augment": "crops"}, FIT):
+        notes = onnxslim_merge.slim(model, ratio=0, dry_run=True, **options).report.notes
+        assert not any("refitted" in note or "images" in note or "least squares" in note for note in notes)
+
+
 def test_weights_choose_where_samples_are_too_few(tmp_path):
     """As many samples as channels: all can be made up for, in these samples."""
     model = parse("""g (float[N, 64] x) => (float[N, 24] y) <float[64,160] w, float[160] b, float[160,24] v>
     { h = MatMul (x, w) a = Add (h, b) r = Relu (a) y = MatMul (r, v) }""")
     data, _ = calibration(tmp_path, model, 24)
     few = onnxslim_merge.slim(model, calibration_data=data)
-    assert any("samples are too few to tell more" in note for note in few.report.notes)
+    assert any("a refit to these samples does not hold on others (more or other" in note for note in few.report.notes)
     by_weights = onnxslim_merge.slim(model, calibration_data=data, criterion="consumer")
     assert few.plan.cells[0].keep == by_weights.plan.cells[0].keep
     data, _ = calibration(tmp_path, model, 4096)

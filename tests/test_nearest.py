@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from textmodels import parse, replace_weights, run, weights
+from textmodels import feeds, parse, replace_weights, run, weights
 
 import onnxslim_merge
 from onnxslim_merge import sampling
@@ -271,6 +271,20 @@ def test_least_squares_look_at_the_chosen_samples_and_choose_them_once(monkeypat
     expected = chosen(model, 32, seed=5, batch=2)[1]
     assert seen
     assert all(np.array_equal(a["x"], b["x"]) for feeds in seen for a, b in zip(feeds, expected, strict=True))
+
+
+def test_what_layers_are_refitted_on_is_said():
+    """Chosen or not, images or not; nothing where data are given."""
+    chosen = onnxslim_merge.slim(parse(NORMED), ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert any(note.endswith("made-up samples, chosen by BatchNormalization") for note in chosen)
+    table = parse("""g (float[N, 8] x) => (float[N, 3] y) <float[8,16] w, float[16,3] v>
+    { h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }""")
+    plain = onnxslim_merge.slim(table, ratio=0.5, compensation="least-squares", dry_run=True).report.notes
+    assert any("512 made-up samples: --calibration-data shows what real ones are" in note for note in plain)
+    given = onnxslim_merge.slim(
+        table, ratio=0.5, calibration_data=feeds(table, {"N": 64}, 1), dry_run=True
+    ).report.notes
+    assert not any("made-up" in note for note in given)
 
 
 def test_who_does_not_choose_is_said(monkeypatch):

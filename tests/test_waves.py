@@ -12,6 +12,7 @@ from test_least_squares import FIT, calibration
 from textmodels import feeds, parse, run
 
 import onnxslim_merge
+from onnxslim_merge.compensation.onesided import one_sided
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.compensation.waves import affordable
 from onnxslim_merge.verify import speed
@@ -87,3 +88,34 @@ def test_who_has_no_say_for_lack_of_memory_is_named(memory, said, tmp_path, monk
         (needed,) = re.findall(r"take --memory-limit (\d+)MiB or more", note)
         monkeypatch.setattr("onnxslim_merge.compensation.stepwise.parse_size", lambda size, n=needed: int(n) << 20)
         assert not any(notes())
+
+
+CUT_OFF = """g (float[N, 16] x) => (float[N, 8] y)
+<float[16,24] w, float[24] b, float[24,32] v, float[32] c, float[32,8] u>
+{ a = MatMul (x, w) p = Add (a, b) r = Relu (p) m = MatMul (r, v) h = Add (m, c) z = Relu (h) y = MatMul (z, u) }"""
+
+
+def test_a_cut_off_that_is_not_heeded_for_lack_of_memory_is_said(tmp_path, monkeypatch):
+    """The least limit with which it is heeded is named, to a MiB."""
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
+    model = parse(CUT_OFF)
+    data, _ = calibration(tmp_path, model, 2048)
+
+    def run_with(memory):
+        """How often the rows sufficed, and what is said."""
+        heeded = []
+
+        def spied(found, *args):
+            heeded.append((better := one_sided(found, *args)) is not None)
+            return better
+
+        monkeypatch.setattr("onnxslim_merge.compensation.stepwise.parse_size", lambda size: memory)
+        monkeypatch.setattr("onnxslim_merge.compensation.refits.one_sided", spied)
+        notes = onnxslim_merge.slim(model, ratio=0.5, calibration_data=data, exclude=["m$"], **FIT).report.notes
+        return any(heeded), [note for note in notes if "without regard to the Relu" in note]
+
+    heeded, (note,) = run_with(1 << 20)
+    (needed,) = re.findall(r"m is refitted .*that takes --memory-limit (\d+)MiB", note)
+    assert not heeded
+    assert run_with(int(needed) << 20) == (True, [])
+    assert not run_with((int(needed) - 1) << 20)[0]

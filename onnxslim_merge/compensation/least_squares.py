@@ -52,15 +52,16 @@ def least_squares(
     is put right by its running statistics.
     """
     specs, views, settings = input_specs(source.proto), solver.views, solver.settings
+    sizes = {name: a.keep for name, a in amounts.items()} if kept is None else {n: len(k) for n, k in kept.items()}
+    if all(sizes.get(cell.name, cell.size) == cell.size for cell in views.analysis.cells):
+        return Refit(dict(kept or {}), {}, solver.solution, [])
     if is_half_precision(graph):
         graph, source = to_float32(graph, source)
     with runnable(graph, source) as made:
         model = onnx.load(made) if isinstance(made, Path) else made
     size, memory, notes = max(min(64, samples.count // BATCHES), 1), parse_size(settings.memory_limit), list[str]()
     if isinstance(samples, Pool):
-        feeds, why = _made_up(samples, views, None if isinstance(made, Path) else model, settings, size)
-        if why is not None:
-            notes.append(f"BatchNormalization does not choose the samples that are made up ({why})")
+        feeds, notes = _made_up(samples, views, None if isinstance(made, Path) else model, settings, size)
     else:
         feeds = _pieces(samples.in_float32(), specs, size)
     if len(feeds) < HELD_OUT:
@@ -88,14 +89,23 @@ def least_squares(
 
 def _made_up(
     pool: Pool, views: Views, model: onnx.ModelProto | None, settings: Settings, size: int
-) -> tuple[list[Feed], str | None]:
-    """Batches of `size` that BatchNormalization chose; if there is any and it did not, others, and why."""
+) -> tuple[list[Feed], list[str]]:
+    """Batches of `size` that BatchNormalization chose, if there is any; else others. And what to say of them."""
     memory, custom_ops = parse_size(settings.memory_limit), settings.custom_ops
     try:
         chosen, why = nearest(model, views.analysis, pool, batch=size, memory=memory, custom_ops=custom_ops)
     except VerifyError as error:
         chosen, why = None, str(error)
-    return _pieces(pool.plain(), pool.specs, size) if chosen is None else chosen, why
+    if chosen is not None:
+        return chosen, [f"layers are refitted on {pool.count} made-up samples, chosen by BatchNormalization"]
+    plain = pool.plain()
+    if why is not None:
+        notes = [f"BatchNormalization does not choose the samples that are made up ({why})"]
+    elif plain.pixels:  # of which the pixels are what there is to say
+        notes = []
+    else:
+        notes = [f"layers are refitted on {plain.count} made-up samples: --calibration-data shows what real ones are"]
+    return _pieces(plain, pool.specs, size), notes
 
 
 def _on_images(asked: str, augment: str, more: bool) -> list[str]:

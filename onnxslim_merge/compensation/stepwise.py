@@ -22,6 +22,7 @@ from onnxslim_merge.channels.claims import Consumer, Contraction
 from onnxslim_merge.channels.derived import Derived
 from onnxslim_merge.compensation.choosing import ByWeight, Part, cheapest
 from onnxslim_merge.compensation.mixing import Mixture, mixture_bytes, unmixable
+from onnxslim_merge.compensation.reasons import memory_for_rows, one_for_each, too_few_rows, unsure
 from onnxslim_merge.compensation.refits import Refitted, refit, remix, shortfall
 from onnxslim_merge.compensation.refittable import Cutoff, cutoff, hindrance
 from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
@@ -70,9 +71,11 @@ class Stepwise:
         self.scores: dict[str, Floats] = {} if first is None else first.scores
         self.found: dict[int, Refitted] = {}  # by consumer
         self.notes: list[str] = []
+        self._said: list[tuple[str, str]] = []  # of whom, and what
         self._done: set[int] = set()
-        sizes = {name: amount.keep for name, amount in amounts.items()} if kept is None else _sizes(kept)
-        self.cells = [cell for cell in views.analysis.cells if sizes.get(cell.name, cell.size) < cell.size]
+        self._short: dict[str, int | None] = {}  # by node, the memory with which a cut-off could be heeded
+        stay = {name: a.keep for name, a in amounts.items()} if kept is None else {n: len(k) for n, k in kept.items()}
+        self.cells = [cell for cell in views.analysis.cells if stay.get(cell.name, cell.size) < cell.size]
         self._columns = {cell.name: views.columns(cell) for cell in self.cells}
         solver.open = Counter(c.consumer for found in self._columns.values() for c in found)
         self._cells_of: dict[int, list[tuple[Cell, Columns]]] = {}
@@ -252,10 +255,10 @@ class Stepwise:
             if parts and (chosen := cheapest(cell, keep, parts)) is not None:
                 self.kept[cell.name], self.scores[cell.name] = chosen
                 return
-            why = "the samples are too few to tell more" if parts else "no consumer can be refitted"
+            why = unsure(self.solver.settings) if parts else "no consumer can be refitted"
         except LinAlgError:
             why = "they cannot be told apart on these samples"
-        self.notes.append(f"{cell.name}: chosen by the weights of its consumers, as {why}")
+        self._said.append((f"{cell.name}:", f"chosen by the weights of its consumers, as {why}"))
         settings = replace(self.solver.settings, criterion="consumer")
         choice = choose(self.views, cell, keep, None, settings, self.solver.device)
         self.kept[cell.name], self.scores[cell.name] = choice.kept, choice.scores
@@ -287,6 +290,8 @@ class Stepwise:
         if sums is not None and not isinstance(sums, list):
             stays, end = keep_mask(self.views.analysis, self.kept)[consumer.labels], self._cutoffs.get(index)
             found = refit(self.views, sums, stays, solution.weights.get(index), end, first)
+            if end is not None and self._first is None:
+                self._short[consumer.node] = memory_for_rows(sums, stays, len(self.tracks.feeds), self._memory)
         if found is not None and found.finite:
             solution.weights[index], solution.biases[index], self.found[index] = found.weight, found.gain, found
         constant = self.views.analysis.constants[consumer.weight]
@@ -317,14 +322,9 @@ class Stepwise:
 
     def _note_who_was_not_refitted(self) -> None:
         """One note for each reason: a quantised network has as many layers as others."""
-        found: dict[str, list[str]] = {}
         for index in (i for i in sorted(self._cells_of.keys() - self._solvable) if self._cells_of[i]):
             consumer, mixed = self.views.analysis.consumers[index], index in self._mixed and index in self.found
             how = "refitted channel by channel, not weight by weight" if mixed else "not refitted"
-            text = f"{how} ({hindrance(self.views, consumer, self._memory)})"
-            found.setdefault(text, []).append(f"{self._cells_of[index][0][0].name}: {consumer.node} is {text}")
-        self.notes += [f"{at[0]}, and {len(at) - 1} more" if len(at) > 1 else at[0] for at in found.values()]
-
-
-def _sizes(kept: Mapping[str, Ids]) -> dict[str, int]:
-    return {name: len(indices) for name, indices in kept.items()}
+            why = f"is {how} ({hindrance(self.views, consumer, self._memory)})"
+            self._said.append((f"{self._cells_of[index][0][0].name}: {consumer.node}", why))
+        self.notes += one_for_each([*self._said, *too_few_rows(self._short)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxslim_merge.errors import InputError
+from onnxslim_merge.files import shown
 from onnxslim_merge.samples.folders import find_files
 from onnxslim_merge.samples.specs import Batching, Feed, InputSpec, Samples, is_float
 
@@ -23,7 +24,7 @@ def load_samples(path: Path, specs: Sequence[InputSpec], *, batch: int = 64) -> 
     """
     files = find_files(path).files
     batching = Batching.of(specs)
-    feeds = [_checked(file, _read(file, specs), specs, batching) for file in files]
+    feeds = [_checked(shown(file), _read(file, specs), specs, batching) for file in files]
     total = sum(batching.size_of(feed) for feed in feeds)
     if batching.fixed is not None:
         feeds = _joined(feeds, batching)
@@ -31,9 +32,10 @@ def load_samples(path: Path, specs: Sequence[InputSpec], *, batch: int = 64) -> 
     count = sum(batching.size_of(piece) for piece in pieces)
     if not pieces:
         raise InputError(
-            f"{path}: {total} samples, but the model's batch size is fixed at {batching.fixed}: give at least that many"
+            f"{shown(path)}: {total} samples, but the model's batch size is fixed at {batching.fixed}:"
+            " give at least that many"
         )
-    source = str(path)
+    source = shown(path)
     if count < total:
         source += f" (the last {total - count} of {total} samples do not fill a batch of {batching.fixed}: dropped)"
     return Samples(pieces, count, source)
@@ -53,20 +55,22 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:
         if "allow_pickle" in why:  # advice for programmers, and not for files from anywhere
             objects = why.startswith("Object arrays")
             why = "it holds Python objects; save plain arrays of numbers" if objects else "it is neither .npy nor .npz"
-        raise InputError(f"{file}: not readable as NumPy data ({why})") from None
+        raise InputError(f"{shown(file)}: not readable as NumPy data ({why})") from None
     if isinstance(arrays, np.ndarray):
         if len(specs) != 1:
-            raise InputError(f"{file}: an .npy file fits models with one input; save an .npz with {_expected(specs)}")
+            raise InputError(
+                f"{shown(file)}: one array fits models with one input; give them by name, {_expected(specs)}"
+            )
         return {specs[0].name: arrays}
     wanted = {spec.name for spec in specs}
     problems = [f"no array {name!r}" for name in sorted(wanted - arrays.keys())]
     problems += [f"{name!r} is no input" for name in sorted(arrays.keys() - wanted)]
     if problems:
-        raise InputError(f"{file}: {', '.join(problems)}; expected {_expected(specs)}")
+        raise InputError(f"{shown(file)}: {', '.join(problems)}; expected {_expected(specs)}")
     return {spec.name: arrays[spec.name] for spec in specs}
 
 
-def _checked(file: Path, feed: Feed, specs: Sequence[InputSpec], batching: Batching) -> Feed:
+def _checked(file: str, feed: Feed, specs: Sequence[InputSpec], batching: Batching) -> Feed:
     """The feed in the model's dtypes; raises InputError where a shape, kind, value or length does not fit."""
     symbols: dict[str, tuple[int, str]] = {}
     lengths: dict[str, int] = {}
@@ -92,7 +96,7 @@ def _checked(file: Path, feed: Feed, specs: Sequence[InputSpec], batching: Batch
     return feed
 
 
-def _check_shape(file: Path, array: np.ndarray, spec: InputSpec, *, batched: bool) -> None:
+def _check_shape(file: str, array: np.ndarray, spec: InputSpec, *, batched: bool) -> None:
     fits = array.ndim == len(spec.shape) and all(
         not isinstance(dim, int) or dim == size or (axis == 0 and batched)
         for axis, (dim, size) in enumerate(zip(spec.shape, array.shape, strict=True))
@@ -104,7 +108,7 @@ def _check_shape(file: Path, array: np.ndarray, spec: InputSpec, *, batched: boo
         raise InputError(f"{file}: {spec.name} has shape {list(array.shape)}, but the model expects {spec}{hint}")
 
 
-def _converted(file: Path, array: np.ndarray, spec: InputSpec) -> np.ndarray:
+def _converted(file: str, array: np.ndarray, spec: InputSpec) -> np.ndarray:
     """`array` in the dtype of `spec`: floats among each other, integers where the values survive."""
     if spec.dtype.kind == "O":
         if array.dtype.kind not in "US":

@@ -45,9 +45,9 @@ def doubts(graph: gs.Graph, source: Source, settings: Settings, probe: Probe, sa
     specs, layers = input_specs(source.proto), first_layers(graph)
     if not layers or not any(is_float(spec.dtype) for spec in specs):
         return None
-    trial = made_up(specs, settings, probe)
-    some = samples.first(max(trial.count, SAMPLES), specs)
     try:
+        trial = made_up(specs, settings, probe)
+        some = samples.first(max(trial.count, SAMPLES), specs)
         with opened(graph, source, settings, layers) as runner:
             real = _enough(looked_at(runner, some, layers))
             found = _unlike_training(real)
@@ -73,7 +73,9 @@ def _unlike_training(real: Sequence[Seen]) -> str | None:
     ratios = []
     for seen in real:
         trained = seen.layer.spread
-        if trained is not None and (heard := trained > 1e-3 * trained.max()).any():
+        if trained is None or trained.shape != seen.spread.shape:  # old files have it by position
+            continue
+        if (heard := trained > 1e-3 * trained.max()).any():
             ratios.append(float(np.median(seen.spread[heard] / trained[heard])))
     ratio = typical(ratios[:TRAINED])
     if not ratios or 1 / SPREAD <= ratio <= SPREAD:
@@ -102,7 +104,8 @@ def _unlike_made_up(
 
 def _without_biases(runner: Runner, real: Sequence[Seen], samples: Samples, layers: Sequence[Layer]) -> str | None:
     """Two signs have to agree: biases count, and means come nearer to zero, on the same images in small numbers."""
-    largest = max(float(np.abs(array).max(initial=0)) for feed in samples.feeds for array in feed.values())
+    floats = (array for feed in samples.feeds for array in feed.values() if is_float(array.dtype))
+    largest = max(float(np.abs(array).max(initial=0)) for array in floats)
     if largest < LARGE or (share := _biases(real)) >= FAINT:
         return None
     other = _enough(looked_at(runner, _standard(samples), layers))
@@ -119,7 +122,8 @@ def _biases(found: Sequence[Seen]) -> float:
     """How large biases are, in units of the spread; as `outlying`."""
     shares = []
     for seen in found:
-        if (bias := seen.layer.bias) is not None and seen.varies.any():
+        bias = seen.layer.bias
+        if bias is not None and bias.size in (1, seen.spread.size) and seen.varies.any():
             size = np.broadcast_to(np.abs(bias), seen.spread.shape)[seen.varies]
             shares.append(float(np.median(size / seen.spread[seen.varies])))
     return typical(shares)

@@ -120,3 +120,21 @@ def test_batchnorm_that_was_never_trained_and_few_samples_say_nothing():
     assert doubt(fresh, rng.normal(size=(64, 20)).astype(np.float32) * 99) is None
     trained = trained_with(TABLE, rng.normal(size=(64, 20)).astype(np.float32))
     assert doubt(trained, rng.normal(size=(2, 20)).astype(np.float32) * 1e-3) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "extra", "bias"),
+    [
+        ("float[2,3,12,12] x", {}, "float[2,4] c"),
+        ("float[2,3,12,12] x, int64[2] i", {"i": np.full(32, 9999)}, "float[1,4] c"),
+        ("float[2,3,12,12] x, string[2] i", {"i": np.full(32, "word")}, "float[4] c"),
+    ],
+)
+def test_other_inputs_and_biases_of_any_shape_are_no_trouble(inputs, extra, bias):
+    """Numbers that reach thousands are ids here, and no pixels."""
+    model = parse(f"""g ({inputs}) => (float[2,4] y) <float[16,3,3,3] w, float[16] b, float[16,4] u, {bias}>
+    {{ h = Conv (x, w, b) r = Relu (h) p = GlobalAveragePool (r) f = Flatten (p) y = Gemm (f, u, c) }}""")
+    w = weights(model)["w"]
+    model = replace_weights(model, {"w": w - w.mean((1, 2, 3), keepdims=True), "b": np.full(16, 0.01, np.float32)})
+    found = doubt(model, {"x": images(0, 15), **extra})
+    assert found is None or "reach" not in found

@@ -164,6 +164,14 @@ def test_numbers_stay_whole_in_a_narrow_terminal():
         assert number in text
 
 
+def test_names_that_a_converter_joined_are_cut_in_notes():
+    joined = ";".join(f"model/conv2d_{i}/BiasAdd" for i in range(9))
+    report = dataclasses.replace(REPORT, notes=(f"{joined} is refitted; all; is well; a;b",))
+    text = " ".join(shown(report, width=200).split())
+    assert "...model/conv2d_7/BiasAdd;model/conv2d_8/BiasAdd is refitted; all; is well; a;b" in text
+    assert joined in report.to_json()
+
+
 def test_colour_on_a_terminal_only():
     assert "\x1b[" in shown(REPORT, force_terminal=True, color_system="standard")
 
@@ -171,7 +179,9 @@ def test_colour_on_a_terminal_only():
 def test_plain_ascii_where_the_pipe_is():
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80)
-    render(REPORT, console, verbose=True)
+    long = dataclasses.replace(REPORT, groups=(GroupReport("a" * 99, 10, 5, "slimmed"),), notes=(";".join("abc" * 30),))
+    for report, verbose in ((REPORT, True), (long, False)):
+        render(report, console, verbose=verbose)
     console.file.flush()
     assert b"14,997,194,000" in raw.getvalue()
 

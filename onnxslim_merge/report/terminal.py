@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ STYLES = {"slimmed": "green", "excluded": "yellow"}
 PROVIDERS = {"CPUExecutionProvider": "CPU", "CUDAExecutionProvider": "CUDA", "TensorrtExecutionProvider": "TensorRT"}
 
 NAME_LIMIT = 48
+JOINED = re.compile(r"[^\s;]+;[^\s;]+;\S+")  # names that a converter joined, in notes
 Progress = Callable[[str], None]
 
 
@@ -33,7 +35,8 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         how = "criterion {criterion}, compensation {compensation}".format(**report.settings)
         console.print(f"{how}\n", highlight=False)
     for note in report.notes:
-        console.print(f"[yellow]note[/]  {escape(note)}", highlight=False, soft_wrap=not console.is_terminal)
+        text = JOINED.sub(lambda name: _short(name[0]), note)
+        console.print(f"[yellow]note[/]  {escape(text)}", highlight=False, soft_wrap=not console.is_terminal)
     if report.refusals:
         console.print(_refusals(report) if verbose else _refusal_line(report), highlight=False)
     if verbose and report.stages:
@@ -135,7 +138,7 @@ def _groups(groups: Iterable[GroupReport], *, verbose: bool) -> Table:
 
 def _short(name: str) -> str:
     """The end of a long name, which tells nodes apart; converters join dozens of names with semicolons."""
-    return name if len(name) <= NAME_LIMIT else "…" + name[1 - NAME_LIMIT :]
+    return name if len(name) <= NAME_LIMIT else "..." + name[3 - NAME_LIMIT :]
 
 
 _Row = tuple[str, int, int, str, str]

@@ -78,9 +78,9 @@ def _ratios(*ratios: float, **options: Any) -> dict[str, Column]:
     return {f"{ratio:g}": Column({"ratio": ratio} | options) for ratio in ratios}
 
 
-def _features(*ratios: float) -> dict[str, Column]:
-    """Only the convolutions of VGG-16."""
-    return {f"{r:g}": Column({"ratio": 0.0, "ratio_for": (RatioRule("features", r),)}) for r in ratios}
+def _only(pattern: str, *ratios: float) -> dict[str, Column]:
+    """Only layers with such names."""
+    return {f"{r:g}": Column({"ratio": 0.0, "ratio_for": (RatioRule(pattern, r),)}) for r in ratios}
 
 
 PAPER = {"paper": Column({"ratio": 0.0, "ratio_for": tuple(map(RatioRule.parse, PAPER_VGG))})}
@@ -99,11 +99,12 @@ CASES = {
     "resnet20 bn all": Case(RESNET, "cifar10-a", _ratios(0.3, 0.5, 0.2)),
     "resnet8": Case("resnet8_cifar10_tf2onnx", "cifar10-raw", _ratios(0.3, 0.5, 0.2)),
     "vgglike": Case("vgglike_cifar10_tf2onnx", "cifar10-raw", _ratios(0.3, 0.5, 0.2)),
+    "vgglike dense": Case("vgglike_cifar10_tf2onnx", "cifar10-raw", _only("dense", 0.3, 0.5, 0.7)),  # as onnxsim does
     "densenet inner": Case("densenet_jw_cifar10_bn", "cifar10-b", _ratios(0.3, 0.5, 0.2, **INNER)),
     "densenet all": Case("densenet_jw_cifar10_bn", "cifar10-b", _ratios(0.3, 0.5, 0.2)),
     "efficientnet inner": Case(EFFICIENTNET, "imagenet", _ratios(0.2, 0.3, 0.1, **INNER), PHOTOGRAPHS),
     "efficientnet all": Case(EFFICIENTNET, "imagenet", _ratios(0.2, 0.3, 0.1), PHOTOGRAPHS),
-    "vgg16": Case(VGG, "cifar10-b", _features(0.3, 0.5, 0.1, 0.2, 0.4)),
+    "vgg16": Case(VGG, "cifar10-b", _only("features", 0.3, 0.5, 0.1, 0.2, 0.4)),
     "growth, images": Case(
         RESNET, "cifar10-a", {f"{n}": Column(GROWN, images=n) for n in (64, 128, 256, 512, 1024)},
         modes=(SEEING,), methods=FITTED, scored=False,

@@ -39,11 +39,12 @@ RIVALS = """\
 - **Rivals** have one ratio in all layers, searched so that as many parameters are left as in ours, to 1%; where that
   was not possible, the cell says how many there are for 1 of ours. *onnxsim*: `simplify`, then
   `apply_structured_pruning` (magnitude), or `apply_structured_wanda_pruning` and `apply_pruning_finetune` on the same
-  images; it chooses its layers itself. *Torch-Pruning*: `BasePruner` on the module that onnx2torch makes, in the layers
-  that lose channels in ours; `GroupMagnitudeImportance`; `GroupTaylorImportance` and `GroupHessianImportance` with
-  gradients on the same images, of cross-entropy with the network's own highest class, as there are no labels;
-  `BatchNorm anew`: Taylor, and then BatchNormalization's statistics are estimated again on these images. Their memory
-  includes torch or onnxsim itself; the search is not in their time.
+  images; it chooses its layers itself: of vgglike only the dense ones, which hold most parameters and hardly any work,
+  so that it loses less there at equal parameters; `vgglike dense` compares both in these layers. *Torch-Pruning*:
+  `BasePruner` on the module that onnx2torch makes, in layers that lose channels in ours; `GroupMagnitudeImportance`;
+  `GroupTaylorImportance` and `GroupHessianImportance` with gradients on the same images, of cross-entropy with its
+  own highest class, as there are no labels; `BatchNorm anew`: Taylor, then BatchNormalization's statistics
+  are estimated again on these images. Their memory includes torch or onnxsim itself; the search is not in their time.
   Versions: {versions}."""
 STARRED = "\\* least squares were not possible there, so that channels were merged instead."
 

@@ -33,7 +33,7 @@ LAYERS = 8
 IMAGES, ELEMENTS = (2, 16), 1 << 18  # least and most, and numbers in all
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-OFFSET, VARIANCE = 2, 4  # slots of BatchNormalization
+VARIANCE = 4  # a slot of BatchNormalization
 Floats = NDArray[np.float64]
 
 
@@ -46,14 +46,6 @@ class Layer:
     node: gs.Node
 
     @property
-    def bias(self) -> Floats | None:
-        """What was added last, one number or (channels,); None if nothing was."""
-        slots = {"Conv": (2,), "Gemm": (2,), "BatchNormalization": (OFFSET,), "Add": (0, 1), "Sub": (0, 1)}
-        held = [self.node.inputs[slot] for slot in slots.get(self.node.op, ()) if len(self.node.inputs) > slot]
-        found = [np.asarray(tensor.values, np.float64).ravel() for tensor in held if hasattr(tensor, "values")]
-        return found[0] if found else None
-
-    @property
     def spread(self) -> Floats | None:
         """What BatchNormalization made of the data in training, (channels,); None for others and if it saw none."""
         if self.node.op != "BatchNormalization" or not all(hasattr(t, "values") for t in self.node.inputs[1:]):
@@ -61,8 +53,8 @@ class Layer:
         scale, _, mean, variance = (
             np.asarray(t.values, np.float64).ravel() for t in self.node.inputs[1 : VARIANCE + 1]
         )
-        if not mean.any() and (variance == 1).all():
-            return None  # as they are before any training
+        if not mean.any():
+            return None  # as before any training, and where statistics are folded into scale and offset
         return np.asarray(np.abs(scale) * np.sqrt(variance / (variance + float(self.node.attrs.get("epsilon", 1e-5)))))
 
 
@@ -201,7 +193,7 @@ def _outputs(graph: gs.Graph) -> Iterator[Layer]:
 def _axis(node: gs.Node) -> int | None:
     """Of channels, in what such a node makes; None for other nodes."""
     if node.op in WEIGHTED:
-        held = any(hasattr(tensor, "values") for tensor in node.inputs[1:2])
+        held = any(hasattr(tensor, "values") and len(tensor.shape) > 1 for tensor in node.inputs[1:2])
         return (1 if node.op == "Conv" else -1) if held else None
     if node.op == "BatchNormalization":
         return 1

@@ -129,6 +129,8 @@ def _unlike(plan: SlimPlan, samples: Samples, fidelity: Fidelity) -> list[str]:
         return []
     made_up = samples.source.startswith("synthetic")
     advice = "; these inputs are made up, so judge by --calibration-data" if made_up else ": try a smaller --ratio"
+    if not made_up and samples.count < FEW_SAMPLES:
+        advice = ": give more samples, a few hundred, or try a smaller --ratio"
     return [f"the outputs have little in common with the original's (cosine {fidelity.cosine:.2f}){advice}"]
 
 

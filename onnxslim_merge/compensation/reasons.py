@@ -22,7 +22,7 @@ def one_for_each(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def memory_for_rows(reading: Reading, stays: NDArray[np.bool_], batches: int, memory: int) -> int | None:
-    """The --memory-limit, in bytes, with which a layer is fitted to what follows it; None if that is not what lacks.
+    """The least --memory-limit, in bytes, with which rows suffice to fit a layer to what follows it; None if they do.
 
     reading: of a layer that ends in a cut-off. stays: of its inputs, (n,). batches: that it was read from. memory: the
     limit that its rows had a share of.
@@ -47,5 +47,5 @@ def too_few_rows(memory: Mapping[str, int | None]) -> list[tuple[str, str]]:
     """Pairs (who, reason) from what `memory_for_rows` found, by node."""
     short = {node: size for node, size in memory.items() if size is not None}
     needed = size_text(max(short.values(), default=0))
-    why = f"is refitted without regard to the Relu or Clip that follows (that takes --memory-limit {needed})"
+    why = f"is refitted without regard to the Relu or Clip that follows (that takes --memory-limit {needed} or more)"
     return [(node, why) for node in short]

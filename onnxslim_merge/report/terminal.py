@@ -21,7 +21,7 @@ STYLES = {"slimmed": "green", "excluded": "yellow"}
 PROVIDERS = {"CPUExecutionProvider": "CPU", "CUDAExecutionProvider": "CUDA", "TensorrtExecutionProvider": "TensorRT"}
 
 NAME_LIMIT = 48
-JOINED = re.compile(r"[^\s;]+;[^\s;]+;\S+")  # names that a converter joined, in notes
+JOINED = re.compile(r"[^\s;()]+;[^\s;()]+;[^\s()]*[^\s(),:.]")  # names that a converter joined, in notes
 Progress = Callable[[str], None]
 
 

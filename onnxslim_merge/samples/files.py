@@ -59,7 +59,7 @@ def _read(file: Path, specs: Sequence[InputSpec]) -> Feed:
     if isinstance(arrays, np.ndarray):
         if len(specs) != 1:
             raise InputError(
-                f"{shown(file)}: one array fits models with one input; give them by name, {_expected(specs)}"
+                f"{shown(file)}: one array fits models with one input; give them by name (.npz), {_expected(specs)}"
             )
         return {specs[0].name: arrays}
     wanted = {spec.name for spec in specs}
@@ -103,7 +103,8 @@ def _check_shape(file: str, array: np.ndarray, spec: InputSpec, *, batched: bool
     )
     if not fits:
         hint = ""
-        if batched and array.ndim == len(spec.shape) - 1:
+        whole = all(not isinstance(dim, int) or dim == n for dim, n in zip(spec.shape[1:], array.shape, strict=False))
+        if batched and array.ndim == len(spec.shape) - 1 and whole:
             hint = " (the first axis counts the samples: array[None] adds it)"
         raise InputError(f"{file}: {spec.name} has shape {list(array.shape)}, but the model expects {spec}{hint}")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxslim_merge.errors import SlimError
 from onnxslim_merge.model_io import Source
@@ -30,7 +31,9 @@ from onnxslim_merge.probe import Probe
 from onnxslim_merge.runtime import Runner
 from onnxslim_merge.samples import InputSpec, Samples, input_specs, is_float
 from onnxslim_merge.settings import Settings
+from onnxslim_merge.statistics.batchnorm import MEAN, spread_left
 
+Floats = NDArray[np.float64]
 SAMPLES, ELEMENTS = (2, 512), 1 << 18  # least and most that are looked at, and numbers in all
 ROWS = 16  # of layers with fewer, spreads say nothing
 DOUBTFUL = 2.5  # means are so many times further out than on made-up images; right ones are as near (decision 0014)
@@ -69,19 +72,33 @@ def _enough(found: Sequence[Seen] | None) -> list[Seen]:
 
 def _unlike_training(real: Sequence[Seen], most: float) -> str | None:
     """most: how many times spreads may differ."""
+    ratio = times_as_in_training(real)
+    if ratio is None or 1 / most <= ratio <= most:
+        return None
+    return f"the first BatchNormalizations make of it numbers that spread {ratio:.2g} times as much as in training"
+
+
+def times_as_in_training(real: Sequence[Seen]) -> float | None:
+    """The spread of what the first BatchNormalizations make, for 1 in training; None where none tells."""
     ratios = []
     for seen in real:
-        trained = seen.layer.spread
+        trained = _in_training(seen.layer.node)
         if trained is None or trained.shape != seen.spread.shape:  # old files have it by position
             continue
         heard = trained > 1e-3 * trained.max()
         if heard.any() and seen.varies[heard].mean() > 0.5:  # else samples tell of too few channels
             ratios.append(float(np.median(seen.spread[heard] / trained[heard])))
-    ratio = typical(ratios[:TRAINED])
-    if not ratios or 1 / most <= ratio <= most:
-        return None
-    times = f"{ratio:.2g} times"
-    return f"the first BatchNormalizations make of it numbers that spread {times} as much as in training"
+    return typical(ratios[:TRAINED]) if ratios else None
+
+
+def _in_training(node: gs.Node) -> Floats | None:
+    """How far what BatchNormalization made spread, (channels,); None for other nodes, and if its mean is 0.
+
+    So it is before any training, and where the statistics were folded into scale and offset.
+    """
+    held = node.op == "BatchNormalization" and all(hasattr(tensor, "values") for tensor in node.inputs[1:])
+    left = spread_left(node) if held and np.any(node.inputs[MEAN].values) else None
+    return None if left is None else np.abs(np.asarray(node.inputs[1].values, np.float64).ravel()) * left
 
 
 def _unlike_made_up(runner: Runner, real: Sequence[Seen], trial: Samples, specs: Sequence[InputSpec]) -> str | None:

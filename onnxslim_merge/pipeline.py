@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,8 @@ class Work:
     notes: list[str] = field(default_factory=list)
     automatic: bool = False
     guessed: str = ""  # the pixels of images that layers are refitted on, where nothing tells their means and spreads
+    doubt: str | None = None  # of calibration data
+    replayed: bool = False  # a plan as it is, for which nothing was fitted to the samples at hand
     selection: Selection = field(default_factory=Selection)
     refitter: Refitter | None = None
 
@@ -147,8 +149,7 @@ class Work:
             guesses = self.run.settings.refits and not has_batchnorm and asked.pixels == "auto"
             self.guessed = self.samples.pixels if guesses else ""
         elif self.run.settings.carries_mean or self.run.settings.criterion in ("impact", "greedy"):
-            doubt = doubts(self.graph, self.source, asked, self.probes[0], self.samples)
-            self.notes += [] if doubt is None else [doubt]
+            self.doubt = doubts(self.graph, self.source, asked, self.probes[0], self.samples)
         self.automatic = asked.compensation == "auto"
 
     def plan(self, *, check: bool = True) -> SlimPlan:
@@ -226,15 +227,17 @@ class Work:
         if self.refitter is not None:
             self.run.settings = self.refitter.instead(self.run.settings)
         settings = self.run.settings
+        doubted = replace(solution, notes=[*([self.doubt] if self.doubt else []), *solution.notes])
         return build_plan(
-            self.analysis, kept, solution, found,
+            self.analysis, kept, doubted, found,
             sha256=self.source.sha256, settings=settings.record(), keep_batchnorm=settings.keep_batchnorm,
         )  # fmt: skip
 
     def replay(self, plan: SlimPlan) -> SlimPlan:
         """The same plan on the same file; on another export the same choice, compensated anew with its settings."""
         if plan.source_sha256 == self.source.sha256:
-            self.guessed = ""  # nothing is refitted
+            self.guessed, self.replayed = "", True  # nothing is refitted
+            self.notes += [self.doubt] if self.doubt else []
             return plan
         self.notes.append(
             "the plan was made for another file: its choice of channels was taken over, the rest done anew"
@@ -285,19 +288,14 @@ class Work:
             check_file(self.source, model)
             twin = judge.require_twin(plan)
             fidelity, count_ = judge.fidelity(model, settings.score_output)
-            self.notes += remarks.on_samples(plan, self.samples, settings, fidelity)
+            self.notes += remarks.on_samples(plan, self.samples, settings, fidelity, self.replayed)
             self.notes += remarks.on_exactness(plan, twin, fidelity)
         with self.run.stage("speed"):
             feeds = self.samples.first(1, input_specs(self.source.proto)).feeds[0]
             providers = resolve_providers(settings.providers)
-            speeds = speed.measure(
-                judge.original(),
-                model,
-                feeds,
-                providers,
-                custom_ops=settings.custom_ops,
-                lean=self.source.size_bytes > LARGE,  # without it the runtime holds a second copy of the weights
-            )
+            lean = self.source.size_bytes > LARGE  # without it the runtime holds a second copy of the weights
+            ends, custom_ops = (judge.original(), model), settings.custom_ops
+            speeds = speed.measure(*ends, feeds, providers, custom_ops=custom_ops, lean=lean)
             self.notes += remarks.on_cost(plan, speeds, self.source, size, settings)
         return Outcome(fidelity, count_, twin.error, tuple(speeds), name, size)
 
@@ -324,7 +322,7 @@ class Work:
             groups=group_reports(plan),
             settings=settings.record(),
             refusals=refusal_reports(self.analysis.refusals),
-            notes=(*plan.notes, *chosen, *self.notes),
+            notes=(*remarks.on_plan(plan, self.replayed), *chosen, *self.notes),
             stages=self.run.stages,
             elapsed_s=time.perf_counter() - self.run.started,
         )

@@ -33,7 +33,6 @@ LAYERS = 8
 IMAGES, ELEMENTS = (2, 16), 1 << 18  # least and most, and numbers in all
 CONSTANT = 1e-6  # of the largest number: the spread of a channel that does not vary
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-VARIANCE = 4  # a slot of BatchNormalization
 Floats = NDArray[np.float64]
 
 
@@ -44,18 +43,6 @@ class Layer:
     tensor: str
     axis: int
     node: gs.Node
-
-    @property
-    def spread(self) -> Floats | None:
-        """What BatchNormalization made of the data in training, (channels,); None for others and if it saw none."""
-        if self.node.op != "BatchNormalization" or not all(hasattr(t, "values") for t in self.node.inputs[1:]):
-            return None
-        scale, _, mean, variance = (
-            np.asarray(t.values, np.float64).ravel() for t in self.node.inputs[1 : VARIANCE + 1]
-        )
-        if not mean.any():
-            return None  # as before any training, and where statistics are folded into scale and offset
-        return np.asarray(np.abs(scale) * np.sqrt(variance / (variance + float(self.node.attrs.get("epsilon", 1e-5)))))
 
 
 @dataclass(frozen=True, slots=True)

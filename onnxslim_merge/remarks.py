@@ -93,12 +93,23 @@ def on_choice(plan: SlimPlan, source: Source, settings: Settings, automatic: boo
     return notes
 
 
-def on_samples(plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity) -> list[str]:
-    """Of what was judged on: whether it says much, and outputs that have little in common with the original's."""
+def on_plan(plan: SlimPlan, replayed: bool) -> list[str]:
+    """What was said when the plan was made, of the samples that it was made with."""
+    return [f"of the plan, when it was made: {note}" if replayed else note for note in plan.notes]
+
+
+def on_samples(
+    plan: SlimPlan, samples: Samples, settings: Settings, fidelity: Fidelity, replayed: bool = False
+) -> list[str]:
+    """Of what was judged on: whether it says much, and outputs that have little in common with the original's.
+
+    replayed: the plan is as it was, so that nothing was fitted to these samples.
+    """
     notes = []
     if settings.calibration_data is not None and removes(plan) and _alike(samples):
         notes.append("all samples given are the same: nothing can be learnt from them, and fidelity says nothing")
-    return notes + _fitted(plan, samples, settings) + _unlike(plan, samples, fidelity)
+    fitted = [] if replayed else _fitted(plan, samples, settings)
+    return notes + fitted + _unlike(plan, samples, fidelity, replayed)
 
 
 def _alike(samples: Samples) -> bool:
@@ -123,14 +134,22 @@ def _fitted(plan: SlimPlan, samples: Samples, settings: Settings) -> list[str]:
     return [f"only {samples.count} calibration samples, both fitted to and judged on: fidelity looks better than it is"]
 
 
-def _unlike(plan: SlimPlan, samples: Samples, fidelity: Fidelity) -> list[str]:
-    """Of outputs that have little in common with the original's."""
-    if not removes(plan) or fidelity.cosine is None or fidelity.cosine >= LITTLE:
-        return []
+def _unlike(plan: SlimPlan, samples: Samples, fidelity: Fidelity, replayed: bool) -> list[str]:
+    """Of outputs that have little in common with the original's, and of inputs that cannot tell whether they do."""
     made_up = samples.source.startswith("synthetic")
-    advice = "; these inputs are made up, so judge by --calibration-data" if made_up else ": try a smaller --ratio"
-    if not made_up and samples.count < FEW_SAMPLES:
+    if not removes(plan):
+        return []
+    if fidelity.cosine is None or fidelity.cosine >= LITTLE:
+        blind = "fidelity is that on made-up inputs, on real ones it can be far lower: judge by --calibration-data"
+        return [blind] if made_up else []
+    if made_up:
+        advice = "; these inputs are made up, so judge by --calibration-data"
+    elif replayed:
+        advice = ": make the plan anew, with these samples or a smaller --ratio"
+    elif samples.count < FEW_SAMPLES:
         advice = ": give more samples, a few hundred, or try a smaller --ratio"
+    else:
+        advice = ": try a smaller --ratio"
     return [f"the outputs have little in common with the original's (cosine {fidelity.cosine:.2f}){advice}"]
 
 

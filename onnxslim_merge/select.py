@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -162,3 +162,11 @@ def keep_mask(analysis: Analysis, kept: Mapping[str, NDArray[np.int64]]) -> NDAr
         if cell.name in kept:
             stays[np.delete(cell.labels, kept[cell.name])] = False
     return stays[analysis.roots]
+
+
+def losing(
+    cells: Sequence[Cell], amounts: Mapping[str, Amount], kept: Mapping[str, NDArray[np.int64]] | None
+) -> list[Cell]:
+    """The cells that lose channels: by what is kept, by name, if that has been decided; else by amounts."""
+    sizes = {name: a.keep for name, a in amounts.items()} if kept is None else {n: len(k) for n, k in kept.items()}
+    return [cell for cell in cells if sizes.get(cell.name, cell.size) < cell.size]

@@ -21,9 +21,10 @@ FILE_LINES, FUNCTION_LINES, PUBLIC_NAMES = 330, 50, 10
 ORDER = (
     "errors", "files", "parsing", "preprocessing", "settings", "numerics", "clustering", "plan", "runtime",
     "model_io", "prepare", "samples", "probe", "pixels",
-    "doubts", "sampling", "costs", "channels", "views", "values",
+    "sampling", "costs", "channels", "views", "values",
     "statistics", "criteria", "select", "compensation", "planning", "replay", "rewrite", "verify", "provenance",
-    "report", "preflight", "remarks", "refitting", "pipeline", "api", "options", "cli", "__init__", "__main__",
+    "report", "preflight", "doubts", "remarks", "refitting", "pipeline", "api", "options", "cli",
+    "__init__", "__main__",
 )  # fmt: skip
 
 

@@ -170,6 +170,8 @@ def test_names_that_a_converter_joined_are_cut_in_notes():
     text = " ".join(shown(report, width=200).split())
     assert "...model/conv2d_7/BiasAdd;model/conv2d_8/BiasAdd is refitted; all; is well; a;b" in text
     assert joined in report.to_json()
+    report = dataclasses.replace(REPORT, notes=(f"weights ({joined}): shared",))
+    assert "weights (...model/conv2d_7/BiasAdd;model/conv2d_8/BiasAdd): shared" in shown(report, width=200)
 
 
 def test_colour_on_a_terminal_only():
@@ -281,3 +283,27 @@ def test_the_report_says_how_and_warns_of_outputs_with_nothing_in_common():
 def test_samples_that_are_all_the_same(feeds, alike):
     samples = Samples([{"x": array} for array in feeds], sum(map(len, feeds)), "data")
     assert remarks._alike(samples) == alike
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "cosine", "replayed", "said"),
+    [
+        ("data.npz", 64, 0.9, False, None),
+        ("synthetic (noise)", 64, 0.9, False, "fidelity is that on made-up inputs"),
+        ("synthetic (noise)", 64, None, False, "fidelity is that on made-up inputs"),
+        ("synthetic (noise)", 64, 0.1, True, "(cosine 0.10); these inputs are made up"),
+        ("data.npz", 64, 0.1, False, "(cosine 0.10): try a smaller --ratio"),
+        ("data.npz", 3, 0.1, False, "(cosine 0.10): give more samples"),
+        ("data.npz", 64, 0.1, True, "(cosine 0.10): make the plan anew"),
+    ],
+)
+def test_what_fidelity_does_not_tell_and_what_to_do_is_said(source, count, cosine, replayed, said):
+    model = parse("g (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8, 4] v> { a = MatMul (x, w)"
+                  "b = Relu (a) y = MatMul (b, v) }")  # fmt: skip
+    plan = onnxslim_merge.slim(model, dry_run=True).plan
+    found = remarks._unlike(
+        plan, Samples([], count, source), dataclasses.replace(REPORT.fidelity, cosine=cosine), replayed
+    )
+    assert (said in found[0]) if said else not found
+    whole = onnxslim_merge.slim(model, ratio=0, dry_run=True).plan
+    assert not remarks._unlike(whole, Samples([], count, source), REPORT.fidelity, replayed)

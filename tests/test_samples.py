@@ -253,3 +253,11 @@ def test_inputs_of_types_that_nobody_can_feed(kind):
     for call in (onnxslim_merge.analyse, onnxslim_merge.slim):
         with pytest.raises(UnsupportedError, match=f"input x is of {kind.upper()}, which .* export as float32"):
             call(model)
+
+
+@pytest.mark.parametrize(("shape", "hinted"), [((1, 28, 28), True), ((128, 28, 28), False), ((28, 28, 1), False)])
+def test_an_axis_of_samples_is_only_missed_where_the_others_fit(tmp_path, shape, hinted):
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
+    with pytest.raises(InputError) as caught:
+        load_samples(tmp_path / "a.npy", [InputSpec("x", np.dtype(np.float32), ("N", 1, 28, 28))])
+    assert ("array[None] adds it" in str(caught.value)) == hinted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from textmodels import feeds, parse, run
 
 import onnxslim_merge
 from onnxslim_merge.compensation.onesided import one_sided
+from onnxslim_merge.compensation.reasons import memory_for_rows
+from onnxslim_merge.compensation.refits import refit
 from onnxslim_merge.compensation.stepwise import Stepwise
 from onnxslim_merge.compensation.waves import affordable
+from onnxslim_merge.statistics.gram import Gram
+from onnxslim_merge.statistics.readings import SAMPLED, Reading, Sample
 from onnxslim_merge.verify import speed
 
 
@@ -95,6 +100,36 @@ CUT_OFF = """g (float[N, 16] x) => (float[N, 8] y)
 { a = MatMul (x, w) p = Add (a, b) r = Relu (p) m = MatMul (r, v) h = Add (m, c) z = Relu (h) y = MatMul (z, u) }"""
 
 
+def reading(kept, read, room):
+    """Of 4 features and 2 outputs; kept, read: rows of three fitted batches."""
+    sample = Sample(*(np.zeros((kept // 3, n), np.float32) for n in (4, 2, 2)), held=False)
+    found = Reading(0, None, [np.arange(4)], 1, samples=[sample] * 3, room=room)
+    found.train = [Gram.zeros(4, 2)]
+    found.train[0].count = read
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kept", "read", "room", "batches", "expected"),
+    [
+        (129, 9999, 500, 4, None),  # there are rows enough
+        (30, 30, 500, 4, None),  # all that were read
+        (30, 9999, SAMPLED, 4, None),  # it is not memory that lacks
+        (30, 9999, 500, 10**6, None),  # more are never kept
+        (30, 9999, 100, 4, 6880),  # 43 rows of 4 batches, 8 numbers each, where 500 bytes give 100 numbers
+    ],
+)
+def test_the_memory_that_rows_take(kept, read, room, batches, expected):
+    """One of four batches is held out; 32 rows for each of 4 features are enough."""
+    assert memory_for_rows(reading(kept, read, room), np.ones(4, bool), batches, 500) == expected
+
+
+def as_anchored(*args):
+    """A refit of which the anchor is held out to be best."""
+    found = refit(*args)
+    return replace(found, fits=[replace(fit, strength=None) for fit in found.fits])
+
+
 def test_a_cut_off_that_is_not_heeded_for_lack_of_memory_is_said(tmp_path, monkeypatch):
     """The least limit with which it is heeded is named, to a MiB."""
     monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
@@ -118,4 +153,8 @@ def test_a_cut_off_that_is_not_heeded_for_lack_of_memory_is_said(tmp_path, monke
     (needed,) = re.findall(r"m is refitted .*that takes --memory-limit (\d+)MiB", note)
     assert not heeded
     assert run_with(int(needed) << 20) == (True, [])
+    monkeypatch.setattr("onnxslim_merge.compensation.stepwise.refit", as_anchored)
+    assert run_with(1 << 20) == (False, [])  # more rows would not help
+    monkeypatch.undo()
+    monkeypatch.setattr(speed, "measure", lambda *args, **options: [])
     assert not run_with((int(needed) - 1) << 20)[0]

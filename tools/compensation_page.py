@@ -42,9 +42,10 @@ RIVALS = """\
   images; it chooses its layers itself: of vgglike only the dense ones, which hold most parameters and hardly any work,
   so that it loses less there at equal parameters; `vgglike dense` compares both in these layers. *Torch-Pruning*:
   `BasePruner` on the module that onnx2torch makes, in layers that lose channels in ours; `GroupMagnitudeImportance`;
-  `GroupTaylorImportance` and `GroupHessianImportance` with gradients on the same images, of cross-entropy with its
-  own highest class, as there are no labels; `BatchNorm anew`: Taylor, then BatchNormalization's statistics
-  are estimated again on these images. Their memory includes torch or onnxsim itself; the search is not in their time.
+  `GroupTaylorImportance` and `GroupHessianImportance` with gradients on the same images, of cross-entropy with the
+  network's own highest class, as there are no labels; `BatchNorm anew`: Taylor, then the statistics of
+  BatchNormalization are estimated again on these images. Their memory includes torch or onnxsim itself; the search
+  is not in their time.
   Versions: {versions}."""
 STARRED = "\\* least squares were not possible there, so that channels were merged instead."
 

@@ -18,7 +18,7 @@ from onnxslim_merge.model_io import Source, is_half_precision, runnable, to_floa
 from onnxslim_merge.parsing import parse_size
 from onnxslim_merge.samples import InputSpec, Pool, Samples, augmented, input_specs, what_helps
 from onnxslim_merge.samples.specs import HELD_OUT, Batching, Feed
-from onnxslim_merge.select import Amount
+from onnxslim_merge.select import Amount, losing
 from onnxslim_merge.settings import Settings
 from onnxslim_merge.statistics.batchnorm import Correction, corrections
 from onnxslim_merge.statistics.nearest import nearest
@@ -52,8 +52,7 @@ def least_squares(
     is put right by its running statistics.
     """
     specs, views, settings = input_specs(source.proto), solver.views, solver.settings
-    sizes = {name: a.keep for name, a in amounts.items()} if kept is None else {n: len(k) for n, k in kept.items()}
-    if all(sizes.get(cell.name, cell.size) == cell.size for cell in views.analysis.cells):
+    if not losing(views.analysis.cells, amounts, kept):
         return Refit(dict(kept or {}), {}, solver.solution, [])
     if is_half_precision(graph):
         graph, source = to_float32(graph, source)

@@ -29,7 +29,7 @@ from onnxslim_merge.compensation.solver import Solution, Solver, write_rows
 from onnxslim_merge.compensation.waves import affordable, sums_bytes
 from onnxslim_merge.criteria import choose
 from onnxslim_merge.parsing import parse_size, size_text
-from onnxslim_merge.select import Amount, keep_mask
+from onnxslim_merge.select import Amount, keep_mask, losing
 from onnxslim_merge.statistics.readings import Reading
 from onnxslim_merge.statistics.tracks import Tracks
 from onnxslim_merge.values import Value, cell_values
@@ -74,8 +74,7 @@ class Stepwise:
         self._said: list[tuple[str, str]] = []  # of whom, and what
         self._done: set[int] = set()
         self._short: dict[str, int | None] = {}  # by node, the memory with which a cut-off could be heeded
-        stay = {name: a.keep for name, a in amounts.items()} if kept is None else {n: len(k) for n, k in kept.items()}
-        self.cells = [cell for cell in views.analysis.cells if stay.get(cell.name, cell.size) < cell.size]
+        self.cells = losing(views.analysis.cells, amounts, kept)
         self._columns = {cell.name: views.columns(cell) for cell in self.cells}
         solver.open = Counter(c.consumer for found in self._columns.values() for c in found)
         self._cells_of: dict[int, list[tuple[Cell, Columns]]] = {}
@@ -290,7 +289,7 @@ class Stepwise:
         if sums is not None and not isinstance(sums, list):
             stays, end = keep_mask(self.views.analysis, self.kept)[consumer.labels], self._cutoffs.get(index)
             found = refit(self.views, sums, stays, solution.weights.get(index), end, first)
-            if end is not None and self._first is None:
+            if end is not None and self._first is None and found.fits[0].strength is not None:  # else its anchor won
                 self._short[consumer.node] = memory_for_rows(sums, stays, len(self.tracks.feeds), self._memory)
         if found is not None and found.finite:
             solution.weights[index], solution.biases[index], self.found[index] = found.weight, found.gain, found

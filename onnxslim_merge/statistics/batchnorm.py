@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxslim_merge.channels.analysis import Analysis
@@ -34,6 +35,17 @@ class Correction:
     def inputs(self) -> dict[int, Floats]:
         """By slot."""
         return {MEAN: self.mean, VARIANCE: self.variance}
+
+
+def spread_left(node: gs.Node) -> Floats | None:
+    """Of what a channel of |gamma| spreads by, how much is left, as epsilon is added to the variance, (channels,).
+
+    None where the file does not hold its variance.
+    """
+    if len(node.inputs) <= VARIANCE or not hasattr(node.inputs[VARIANCE], "values"):
+        return None
+    variance = np.asarray(node.inputs[VARIANCE].values, np.float64).ravel()
+    return np.asarray(np.sqrt(variance / (variance + float(node.attrs.get("epsilon", 1e-5)))))
 
 
 def corrections(analysis: Analysis, tracks: Tracks) -> dict[str, Correction]:

@@ -22,7 +22,7 @@ from onnxslim_merge.parsing import size_text
 from onnxslim_merge.runtime import Runner
 from onnxslim_merge.samples import Pool
 from onnxslim_merge.samples.specs import Feed
-from onnxslim_merge.statistics.batchnorm import VARIANCE
+from onnxslim_merge.statistics.batchnorm import spread_left
 
 POOL = 8  # as many samples as are wanted
 LEAST = 2  # as many; else a choice is hardly one
@@ -99,15 +99,14 @@ def herded(rows: Floats, count: int) -> NDArray[np.int64]:
 
 
 def _known(analysis: Analysis) -> list[Known]:
-    """The deviation of what a channel gave is a little less than |gamma|, as epsilon is added to the variance."""
+    """What each BatchNormalization gives, whose deviation is a little less than |gamma|."""
     nodes, found = {node.name: node for node in analysis.graph.nodes}, []
     for tensor, flow in analysis.flows.items():
         if flow.moments is None:
             continue
         (mean, spread), node = (values.ravel() for values in flow.moments), nodes.get(flow.node)
-        if node is not None and len(node.inputs) > VARIANCE and hasattr(node.inputs[VARIANCE], "values"):
-            variance = np.asarray(node.inputs[VARIANCE].values, np.float64).ravel()
-            spread = spread * np.sqrt(variance / (variance + float(node.attrs.get("epsilon", 1e-5))))
+        if node is not None and (left := spread_left(node)) is not None:
+            spread = spread * left
         found.append(Known(tensor, analysis.labels[tensor][0].ndim, mean, spread))
     return found
 
